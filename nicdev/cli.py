@@ -1,0 +1,229 @@
+"""`vhost-user-tlsnic`: arguments to one frozen Config, to objects, to the loop.
+
+Follows QEMU's backend program conventions (docs/interop/vhost-user.rst): stays in the foreground, one line on stderr and a nonzero
+status when it cannot start, ends quickly and cleanly on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nicdev import __version__, abi
+from nicdev.control import Control, Identity
+from nicdev.edge.control_socket import ControlSocket
+from nicdev.edge.device import Device
+from nicdev.edge.frontend import Frontend
+from nicdev.edge.loop import Loop
+from nicdev.edge.port import PairPort, Port
+from nicdev.errors import ConfigError
+from nicdev.nic import Nic, Observer
+from nicdev.stats import Stats
+from nicdev.tls.table import ContextTable
+
+CAPABILITIES: Final = {"type": "net", "features": ["tls-offload"]}
+PORT_KINDS: Final = ("tap", "pair", "null")
+
+
+@dataclass(frozen=True)
+class PortConfig:
+    """`--port kind[:key=value,...]`."""
+
+    kind: str
+    name: str = "wire0"
+    netns: str = "own"
+    addresses: tuple[str, ...] = ()
+    mtu: int = 1500
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything the command line says."""
+
+    socket_paths: tuple[Path, ...]
+    fd: int | None
+    port: PortConfig
+    queues: int
+    max_contexts: int
+    tls: bool
+    capture: Path | None
+    control: Path | None
+    exit_on_disconnect: bool
+    log_level: str
+    log_json: bool
+
+
+def parse_port(text: str) -> PortConfig:
+    """Read a port specification. Raises ConfigError."""
+    kind, _, rest = text.partition(":")
+    if kind not in PORT_KINDS:
+        raise ConfigError(f"unknown port {kind!r}: use one of {', '.join(PORT_KINDS)}")
+    values: dict[str, Any] = {}
+    addresses: list[str] = []
+    for item in filter(None, rest.split(",")):
+        key, _, value = item.partition("=")
+        if kind != "tap" or key not in ("name", "netns", "address", "mtu") or not value:
+            raise ConfigError(f"bad port option {item!r}: tap takes name=, netns=, address=, mtu=; others take none")
+        if key == "address":
+            addresses.append(value)
+        elif key == "mtu":
+            if not value.isdigit() or not 68 <= int(value) <= 65535:
+                raise ConfigError(f"bad mtu {value!r}: use 68 to 65535 bytes")
+            values[key] = int(value)
+        else:
+            values[key] = value
+    return PortConfig(kind, addresses=tuple(addresses), **values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vhost-user-tlsnic", description=__doc__.split("\n")[0])
+    parser.add_argument("--socket-path", "-s", action="append", default=[], type=Path, metavar="PATH",
+                        help="listen here for QEMU (twice with --port pair)")  # fmt: skip
+    parser.add_argument("--fd", type=int, metavar="FDNUM", help="inherited socket instead of --socket-path")
+    parser.add_argument("--print-capabilities", action="store_true", help="print capabilities as JSON and exit")
+    parser.add_argument("--port", default="tap", metavar="KIND[:KEY=VALUE,...]",
+                        help="wire side: tap (name=, netns=own|current|NAME, address=, mtu=), pair, null")  # fmt: skip
+    parser.add_argument("--queues", type=int, default=4, metavar="N", help="queue pairs offered (default 4)")
+    parser.add_argument(
+        "--max-contexts", type=int, default=65536, metavar="N", help="TLS contexts held (default 65536)"
+    )
+    parser.add_argument("--tls", choices=("on", "off"), default="on", help="off: a plain NIC")
+    parser.add_argument("--capture", type=Path, metavar="FILE", help="pcapng of host0 (plaintext!) and wire0")
+    parser.add_argument("--control", type=Path, metavar="PATH", help="control socket (JSON lines)")
+    parser.add_argument("--exit-on-disconnect", action="store_true", help="end when QEMU goes")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument("--log-json", action="store_true", help="one JSON object per log line")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def parse_args(argv: Sequence[str]) -> Config:
+    """Command line to Config. Raises ConfigError for what argparse cannot know."""
+    args = _parser().parse_args(argv)
+    port = parse_port(args.port)
+    if bool(args.socket_path) == (args.fd is not None):
+        raise ConfigError("give either --socket-path or --fd")
+    wanted = 2 if port.kind == "pair" else 1
+    if args.socket_path and len(args.socket_path) != wanted:
+        raise ConfigError(f"--port {port.kind} needs {wanted} --socket-path")
+    if not 1 <= args.queues <= 64:
+        raise ConfigError("--queues takes 1 to 64")
+    if not 0 <= args.max_contexts <= 1 << 24:
+        raise ConfigError("--max-contexts takes 0 to 16777216")
+    return Config(
+        socket_paths=tuple(args.socket_path),
+        fd=args.fd,
+        port=port,
+        queues=args.queues,
+        max_contexts=args.max_contexts,
+        tls=args.tls == "on",
+        capture=args.capture,
+        control=args.control,
+        exit_on_disconnect=args.exit_on_disconnect,
+        log_level=args.log_level,
+        log_json=args.log_json,
+    )
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"time": record.created, "level": record.levelname.lower(), "event": record.getMessage()})
+
+
+def _set_up_logging(config: Config) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormatter() if config.log_json else logging.Formatter("tlsnic: %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+
+
+def _open_ports(config: Config, loop: Loop, stack: ExitStack) -> list[Port]:
+    port = config.port
+    if port.kind == "null":
+        return [Port()]
+    if port.kind == "pair":
+        return list(PairPort.create(loop))
+    from nicdev.edge import netns
+    from nicdev.edge.port_tap import TapPort, open_tap
+
+    if port.netns == "own":
+        netns.enter_own()
+    elif port.netns != "current":
+        stack.callback(netns.NamedNamespace(port.netns).close)
+    tap = TapPort(loop, open_tap(port.name))
+    netns.configure(port.name, port.addresses, port.mtu)
+    return [tap]
+
+
+def _build_nic(config: Config) -> Nic:
+    stats = Stats()
+    table = ContextTable(config.max_contexts)
+    caps = abi.Cap.TX | abi.Cap.RX if config.tls else abi.Cap(0)
+    return Nic(stats, table, Control(Identity(__version__, caps), table, stats), lambda: secrets.randbits(64))
+
+
+def _control_handlers(nics: Sequence[Nic]) -> dict[str, Any]:
+    return {
+        "stats": lambda _: {"nics": [nic.stats.as_dict() for nic in nics]},
+        "contexts": lambda _: {"nics": [nic.table.describe() for nic in nics]},
+        "info": lambda _: {"version": __version__, "max_contexts": nics[0].table.max_contexts},
+    }
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM. Raises ConfigError when it cannot start."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys
+    with ExitStack() as stack:
+        loop = Loop()
+        stack.callback(loop.close)
+        loop.install_signals()
+        observer: Observer | None = None
+        if config.capture is not None:
+            from nicdev.edge.capture import Capture  # python-pcapng is optional
+
+            capture = Capture(config.capture)
+            stack.callback(capture.close)
+            observer = capture
+        ports = _open_ports(config, loop, stack)
+        nics = [_build_nic(config) for _ in ports]
+        for port, nic, path in zip(ports, nics, config.socket_paths or (None,), strict=True):
+            stack.callback(port.close)
+            nic.observer = observer
+            device = Device(loop, nic, port, config.queues)
+            on_disconnect = loop.stop if config.exit_on_disconnect else None
+            frontend = Frontend(
+                loop, device, config.queues, socket_path=path, fd=config.fd, on_disconnect=on_disconnect
+            )
+            stack.callback(frontend.close)
+        if config.control is not None:
+            stack.callback(ControlSocket(loop, config.control, _control_handlers(nics)).close)
+        logging.getLogger(__name__).info("serving %s on port %s", config.socket_paths or config.fd, config.port.kind)
+        loop.run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--print-capabilities" in argv:
+        print(json.dumps(CAPABILITIES))
+        return 0
+    try:
+        config = parse_args(argv)
+        _set_up_logging(config)
+        run(config)
+    except ConfigError as error:
+        print(f"vhost-user-tlsnic: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

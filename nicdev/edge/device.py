@@ -1,0 +1,182 @@
+"""One NIC at the edge: kicks and port frames come in here, signals and frames go out.
+
+Implements the callbacks of vhost/protocol.py. Per queue pair: a tx kick drains the tx ring in bursts; a frame from the port goes to the
+rx ring of the flow's queue. A frame that finds no rx buffers is held, the port falls silent, and the next rx kick goes on with it.
+A ring that breaks the rules is stopped and its error eventfd written; the other rings go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from nicdev.edge.loop import Loop
+from nicdev.edge.port import Port
+from nicdev.errors import RingError
+from nicdev.nic import Nic, Packet
+from nicdev.queues import QueuePair
+from nicdev.stats import Counter
+from nicdev.virtio.ring import SplitRing
+
+log = logging.getLogger(__name__)
+_ONE: Final = (1).to_bytes(8, "little")
+
+
+def _signal(fd: int) -> None:
+    if fd >= 0:
+        try:
+            os.write(fd, _ONE)
+        except BlockingIOError:
+            pass  # the counter is at its maximum: the guest has a signal to read anyway
+
+
+def _clear(fd: int) -> None:
+    try:
+        os.read(fd, 8)
+    except BlockingIOError:
+        pass  # another callback of the same round was quicker
+
+
+class Device:
+    """Queues of one NIC on `loop`, with `port` as its wire side."""
+
+    def __init__(self, loop: Loop, nic: Nic, port: Port, queue_pairs: int) -> None:
+        self.nic = nic
+        self.port = port
+        self.pairs = [QueuePair(i, nic) for i in range(queue_pairs)]
+        self._loop = loop
+        self._fds: dict[int, tuple[int, int, int]] = {}  # vring index -> kick, call, err
+        self._held: list[tuple[int, Packet]] = []
+        self._drains: list[Callable[[], None]] = [partial(self._drain, pair) for pair in self.pairs]
+        port.receiver = self._from_port
+
+    # -- callbacks of the vhost-user protocol --------------------------------------------------------------------------
+
+    def queue_started(self, index: int, ring: SplitRing, kick_fd: int, call_fd: int, err_fd: int) -> None:
+        """Vring `index` (even: rx, odd: tx) runs; fds are eventfds or -1 and stay the protocol's property."""
+        pair = self.pairs[index // 2]
+        self._fds[index] = (kick_fd, call_fd, err_fd)
+        if index % 2:
+            pair.tx = ring
+            on_kick = partial(self._on_tx_kick, pair, kick_fd)
+            self._loop.soon(self._drains[pair.index])
+        else:
+            pair.rx = ring
+            ring.want_kicks()
+            on_kick = partial(self._on_rx_kick, kick_fd)
+            self._loop.soon(self._rx_has_room)
+        if kick_fd >= 0:
+            self._loop.watch(kick_fd, on_kick)
+
+    def queue_stopped(self, index: int) -> None:
+        """Vring `index` must not be touched any more."""
+        kick_fd, _, _ = self._fds.pop(index, (-1, -1, -1))
+        if kick_fd >= 0:
+            self._loop.unwatch(kick_fd)
+        pair = self.pairs[index // 2]
+        if index % 2:
+            pair.tx = None
+        else:
+            pair.rx = None
+            self._held.clear()
+            self.port.resume()
+
+    def features_set(self, features: int) -> None:
+        """The driver accepted `features`."""
+        self.nic.features = features
+        self.port.features_changed(features)
+
+    def set_mtu(self, mtu: int) -> None:
+        """QEMU's host_mtu (bytes), already known to the guest."""
+        log.info("mtu %d", mtu)
+
+    def reset(self, reason: str) -> None:
+        """Contexts and keys go."""
+        if self.nic.table.live:
+            log.info("reset (%s): %d contexts deleted", reason, self.nic.table.live)
+        self.nic.reset()
+        self._held.clear()
+        self.port.resume()
+
+    # -- tx -----------------------------------------------------------------------------------------------------------
+
+    def _on_tx_kick(self, pair: QueuePair, kick_fd: int) -> None:
+        _clear(kick_fd)
+        self._drain(pair)
+
+    def _drain(self, pair: QueuePair) -> None:
+        ring = pair.tx
+        if ring is None:
+            return
+        try:
+            ring.suppress_kicks()
+            more, signal = pair.drain_tx(self.port.send)
+            if signal:
+                _signal(self._fds[2 * pair.index + 1][1])
+            if more or ring.want_kicks():
+                self._loop.soon(self._drains[pair.index])
+        except RingError as error:
+            self._ring_failed(2 * pair.index + 1, Counter.TX_RING_ERRORS, error)
+        if self.nic.messages:
+            self._flush_messages()
+
+    def _flush_messages(self) -> None:
+        try:
+            if self.pairs[0].flush_messages():
+                self._publish_rx(self.pairs[0])
+        except RingError as error:
+            self._ring_failed(0, Counter.RX_RING_ERRORS, error)
+
+    # -- rx -----------------------------------------------------------------------------------------------------------
+
+    def _on_rx_kick(self, kick_fd: int) -> None:
+        _clear(kick_fd)
+        self._rx_has_room()
+
+    def _rx_has_room(self) -> None:
+        if self.nic.messages:
+            self._flush_messages()
+        held, self._held = self._held, []
+        if self._place(held):
+            self.port.resume()
+
+    def _from_port(self, header: memoryview, frame: memoryview) -> bool:
+        return self._place(self.nic.receive(header, frame))
+
+    def _place(self, packets: list[tuple[int, Packet]]) -> bool:
+        """Deliver packets in order; hold the rest when one finds no buffers. Returns whether all were placed."""
+        touched: dict[int, None] = {}
+        for at, (queue, packet) in enumerate(packets):
+            pair = self.pairs[queue] if self.pairs[queue].rx is not None else self.pairs[0]
+            try:
+                if not pair.deliver(packet) and not self._retry(pair, packet):
+                    # The port's buffer is reused: what is held must be a copy.
+                    self._held += [(q, Packet(bytes(p.header), memoryview(bytes(p.frame)))) for q, p in packets[at:]]
+                    break
+            except RingError as error:
+                self._ring_failed(2 * pair.index, Counter.RX_RING_ERRORS, error)
+                continue
+            touched[pair.index] = None
+        for index in touched:
+            self._publish_rx(self.pairs[index])
+        return not self._held
+
+    @staticmethod
+    def _retry(pair: QueuePair, packet: Packet) -> bool:
+        """The ring looked too short: ask for a kick, and look once more if buffers came meanwhile."""
+        ring = pair.rx
+        return ring is not None and ring.want_kicks() and pair.deliver(packet)
+
+    def _publish_rx(self, pair: QueuePair) -> None:
+        if pair.rx is not None and pair.rx.publish():
+            _signal(self._fds[2 * pair.index][1])
+
+    def _ring_failed(self, index: int, counter: Counter, error: RingError) -> None:
+        log.warning("queue %d stopped: %s", index, error)
+        self.nic.stats.add(counter)
+        err_fd = self._fds[index][2]
+        self.queue_stopped(index)
+        _signal(err_fd)

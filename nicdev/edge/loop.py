@@ -1,0 +1,70 @@
+"""The event loop: epoll, callbacks that asked to run again, and a clean end on SIGTERM or SIGINT.
+
+It blocks whenever there is nothing to do: a polling backend starves a guest that runs under TCG on the same cores.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+from collections.abc import Callable
+
+
+class Loop:
+    """Single-threaded readiness loop. Callbacks must not block."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._soon: dict[Callable[[], None], None] = {}  # ordered set
+        self._running = False
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self.watch(self._wake_r.fileno(), self._on_signal)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back while `fd` is readable (level-triggered)."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; unknown ones are ignored, so that cleanup may run twice."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call back once in the next round, after whatever is ready."""
+        self._soon[callback] = None
+
+    def install_signals(self) -> None:
+        """End `run` on SIGTERM and SIGINT."""
+        signal.set_wakeup_fd(self._wake_w.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
+    def stop(self) -> None:
+        """Make `run` return after the current round."""
+        self._running = False
+
+    def _on_signal(self) -> None:
+        self._wake_r.recv(4096)
+
+    def run(self) -> None:
+        """Run until `stop`."""
+        self._running = True
+        while self._running:
+            soon, self._soon = self._soon, {}
+            for callback in soon:
+                callback()
+            for fd, _events in self._epoll.poll(0 if self._soon else -1):
+                # A callback of this round may have unwatched an fd that is still in the list.
+                if (ready := self._callbacks.get(fd)) is not None:
+                    ready()
+
+    def close(self) -> None:
+        """Release the epoll instance and the signal pipe."""
+        self._epoll.close()
+        self._wake_r.close()
+        self._wake_w.close()

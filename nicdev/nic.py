@@ -1,0 +1,337 @@
+"""The NIC: what happens to one chain from the guest and to one frame from the wire.
+
+Theory of operation. Everything here is bytes in, bytes out; queues.py brings chains and takes results, the ports carry frames.
+
+tx  `transmit` gets a copy of one tx chain (the device's own copy: frags in guest memory are shared with the guest's
+    retransmit queue and page cache, so nothing is ever encrypted in place there). The virtio_net_hdr says whether an extension
+    follows. A plain frame goes out as it is. A TX_TLS frame is encrypted in place in the copy; every reason not to is an
+    exception, so there is no path on which a marked frame could be returned unencrypted. A COMMAND returns its reply. A
+    HELLO queues its answer.
+rx  `receive` gets one frame in a writable buffer. If its 4-tuple has an rx context and its checksum holds, the context may decrypt
+    it in place; an RX_TLS extension carries the verdict. What the guest's driver did not negotiate (partial checksums, large
+    frames) is undone here, so every port may hand over whatever it has.
+
+Messages to the driver (HELLO_REPLY, EVENT) wait in `messages` until a buffer of rx queue 0 is free. A driver that has not said HELLO gets
+no extension at all: it would take one for a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, NamedTuple, Protocol
+
+from nicdev import abi
+from nicdev.control import Control
+from nicdev.errors import FrameError, TxDrop
+from nicdev.stats import Counter, Stats
+from nicdev.tls.rx import RxResult
+from nicdev.tls.table import ContextTable
+from nicdev.tls.tx import Resync
+from nicdev.wire import checksum, segment, vnet
+from nicdev.wire.frame import Frame, parse
+
+ETH_HLEN: Final = 14
+MAX_FRAME: Final = ETH_HLEN + 65535 + 4
+MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
+MAX_MESSAGES: Final = 256
+MAX_STEERED_FLOWS: Final = 65536
+
+_EXT_HDR = vnet.HDR.pack(abi.HDR_F_EXT, 0, 0, 0, 0, 0, 1)
+_RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
+_NEEDS_SEGMENTING = {
+    vnet.VIRTIO_NET_HDR_GSO_TCPV4: vnet.VIRTIO_NET_F_GUEST_TSO4,
+    vnet.VIRTIO_NET_HDR_GSO_TCPV6: vnet.VIRTIO_NET_F_GUEST_TSO6,
+}
+
+
+class Packet(NamedTuple):
+    """A frame on its way: `header` is the 12-byte virtio_net_hdr with its extension, if any."""
+
+    header: bytes | memoryview
+    frame: memoryview
+
+
+class View(IntEnum):
+    """The two places where a packet can be looked at."""
+
+    HOST = 0  # what the guest gave or got
+    WIRE = 1
+
+
+class Observer(Protocol):
+    """Somebody who watches packets, such as a capture. The two views of a packet share `packet_id`."""
+
+    def packet(self, packet_id: int, view: View, direction: str, frame: bytes, comment: str) -> None:
+        """See one view of one packet; direction is "tx" or "rx", comment may be empty."""
+
+
+class Outcome(NamedTuple):
+    """What a tx chain came to: a packet for the wire, a reply for the chain's writable part, or neither."""
+
+    packet: Packet | None
+    reply: bytes
+
+
+_NOTHING = Outcome(None, b"")
+
+
+class Nic:
+    """One NIC: contexts, counters and the two packet paths. `boot_ids` yields a fresh random u64 per reset."""
+
+    def __init__(self, stats: Stats, table: ContextTable, control: Control, boot_ids: Callable[[], int]) -> None:
+        self.stats = stats
+        self.table = table
+        self.control = control
+        self.messages: list[bytes] = []
+        self.features = 0
+        self.observer: Observer | None = None
+        self._packet_id = 0
+        self._boot_ids = boot_ids
+        self._boot_id = boot_ids()
+        self._version = 0  # 0: the driver has not said HELLO
+        self._steering: dict[tuple[bytes, int, bytes, int], int] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """A new driver or none: every context and key goes, and nobody has said HELLO."""
+        self._forget_contexts()
+        self._version = 0
+        self._steering.clear()
+
+    def _forget_contexts(self) -> None:
+        self.stats.add(Counter.CTX_DELETED, self.table.clear())
+        self.messages.clear()
+        self._boot_id = self._boot_ids()
+
+    # -- tx -----------------------------------------------------------------------------------------------------------
+
+    def transmit(self, queue: int, chain: bytearray) -> Outcome:
+        """Handle one tx chain; `chain` is the device's copy of its readable part and is overwritten."""
+        try:
+            return self._transmit(queue, memoryview(chain))
+        except (FrameError, TxDrop) as drop:
+            self.stats.add(drop.counter)
+            return _NOTHING
+
+    def _transmit(self, queue: int, chain: memoryview) -> Outcome:
+        if len(chain) < abi.VNET_HDR_LEN:
+            raise FrameError(Counter.TX_DROP_BAD_HEADER)
+        if chain[0] & abi.HDR_F_EXT:
+            return self._extension(queue, chain)
+        stats = self.stats.values
+        stats[Counter.TX_PACKETS] += 1
+        frame = chain[abi.VNET_HDR_LEN :]
+        stats[Counter.TX_BYTES] += len(frame)
+        header = chain[: abi.VNET_HDR_LEN]
+        header[0] &= vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM  # the one flag a driver may set
+        self._check_tx(header, frame)
+        if self._steering_wanted:
+            self._steer(queue, parse(frame))
+        if self.observer is not None:
+            self._observe("tx", View.HOST, frame, "")
+            self._observe("tx", View.WIRE, frame, "", same=True)
+        return Outcome(Packet(header, frame), b"")
+
+    def _observe(self, direction: str, view: View, frame: memoryview | bytes, comment: str, same: bool = False) -> None:
+        """Show a view to the observer; `same` packet as the last one shown, or a new one."""
+        if self.observer is not None:
+            self._packet_id += not same
+            self.observer.packet(self._packet_id, view, direction, bytes(frame), comment)
+
+    @staticmethod
+    def _check_tx(header: memoryview, frame: memoryview) -> None:
+        """A frame of a possible size under a header that makes sense; raises FrameError."""
+        if len(frame) < ETH_HLEN:
+            raise FrameError(Counter.TX_DROP_BAD_HEADER)
+        if len(frame) > MAX_FRAME:
+            raise FrameError(Counter.TX_DROP_TOO_BIG)
+        vnet.check(header, len(frame))
+
+    def _extension(self, queue: int, chain: memoryview) -> Outcome:
+        kind = chain[abi.VNET_HDR_LEN] if len(chain) > abi.VNET_HDR_LEN else 0
+        if kind == abi.ExtType.TX_TLS:
+            return self._transmit_tls(queue, chain)
+        if kind == abi.ExtType.COMMAND:
+            return Outcome(None, self.control.execute(chain[abi.VNET_HDR_LEN :]))
+        if kind == abi.ExtType.HELLO:
+            self._hello(chain[abi.VNET_HDR_LEN :])
+            return _NOTHING
+        raise FrameError(Counter.TX_DROP_BAD_EXTENSION)
+
+    def _transmit_tls(self, queue: int, chain: memoryview) -> Outcome:
+        stats = self.stats.values
+        stats[Counter.TX_PACKETS] += 1
+        if len(chain) < abi.VNET_HDR_LEN + abi.TX_TLS.size:
+            raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
+        ext = abi.TxTls._make(abi.TX_TLS.unpack_from(chain, abi.VNET_HDR_LEN))
+        prefix_at = abi.VNET_HDR_LEN + ext.len
+        frame_at = prefix_at + ext.prefix_len
+        known = abi.TxTlsFlag.RESYNC
+        if ext.len < abi.TX_TLS.size or ext.flags & ~known or ext.prefix_len > abi.MAX_RECORD_PREFIX:
+            raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
+        if ext.prefix_len and not ext.flags & abi.TxTlsFlag.RESYNC:
+            raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
+        frame = chain[frame_at:]
+        stats[Counter.TX_BYTES] += len(frame)
+        header = chain[: abi.VNET_HDR_LEN]
+        header[0] &= vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
+        resync = None
+        if ext.flags & abi.TxTlsFlag.RESYNC:
+            resync = Resync(ext.resync_seq, ext.resync_rcd_sn, chain[prefix_at:frame_at])
+        about = f"slot={ext.slot} gen={ext.generation} tx"
+        self._observe("tx", View.HOST, frame, about)
+        parsed: Frame | None = None
+        try:
+            self._check_tx(header, frame)
+            parsed = parse(frame)
+            self._encrypt(ext, parsed, frame, resync)
+        except (FrameError, TxDrop) as drop:
+            self._tell_tx_drop(ext, drop.counter, parsed.seq if parsed else 0)
+            raise
+        assert parsed is not None  # noqa: S101  _encrypt refuses None
+        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            checksum.fill_tcp(frame, parsed)
+        if self._steering_wanted:
+            self._steer(queue, parsed)
+        self._observe("tx", View.WIRE, frame, f"{about} encrypted", same=True)
+        return Outcome(Packet(header, frame), b"")
+
+    def _encrypt(self, ext: abi.TxTls, parsed: Frame | None, frame: memoryview, resync: Resync | None) -> None:
+        """Encrypt the TCP payload of `frame` in place, or raise TxDrop."""
+        context = self.table.get_tx(ext.slot, ext.generation)
+        if parsed is None or parsed.payload == parsed.end:
+            raise TxDrop(Counter.TX_DROP_NOT_TCP)
+        result = context.encrypt(parsed.seq, frame[parsed.payload : parsed.end], resync)
+        stats = self.stats.values
+        stats[Counter.TX_TLS_PACKETS] += 1
+        stats[Counter.TX_TLS_BYTES] += parsed.end - parsed.payload
+        stats[Counter.TX_TLS_RECORDS] += result.records
+        if resync is not None:
+            stats[Counter.TX_TLS_RESYNC] += 1
+
+    def _tell_tx_drop(self, ext: abi.TxTls, counter: Counter, seq: int) -> None:
+        unknown = (Counter.TX_DROP_UNKNOWN_CONTEXT, Counter.TX_DROP_STALE_CONTEXT, Counter.TX_DROP_WRONG_DIRECTION)
+        code = abi.EventCode.UNKNOWN_CONTEXT if counter in unknown else abi.EventCode.TX_DROPPED
+        self.event(code, ext.slot, ext.generation, counter, seq)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def event(self, code: abi.EventCode, slot: int = 0, generation: int = 0, reason: int = 0, value: int = 0) -> None:
+        """Queue an EVENT; repeated ones of a context merge, and past MAX_MESSAGES they are counted and lost."""
+        message = _EXT_HDR + abi.EVENT.pack(abi.ExtType.EVENT, code, abi.EVENT.size, slot, generation, reason, value)
+        identity = len(_EXT_HDR) + 12  # type, code, len, slot, generation
+        if any(waiting[:identity] == message[:identity] for waiting in self.messages):
+            return
+        if len(self.messages) >= MAX_MESSAGES:
+            self.stats.add(Counter.EVENTS_DROPPED)
+            return
+        self.messages.append(message)
+        self.stats.add(Counter.EVENTS_SENT)
+
+    def _hello(self, ext: memoryview) -> None:
+        if len(ext) < abi.HELLO.size:
+            raise FrameError(Counter.TX_DROP_BAD_EXTENSION)
+        hello = abi.Hello._make(abi.HELLO.unpack_from(ext))
+        if (hello.dst, hello.magic) != (abi.HELLO_DST, abi.HELLO_MAGIC) or hello.version < 1:
+            raise FrameError(Counter.TX_DROP_BAD_EXTENSION)
+        self.stats.add(Counter.HELLOS)
+        if hello.flags & abi.HelloFlag.RESET:
+            self._forget_contexts()
+        self._version = min(hello.version, abi.ABI_VERSION)
+        self.messages.append(_EXT_HDR + self.control.hello_reply(self._version, hello.nonce, self._boot_id))
+
+    # -- rx -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _steering_wanted(self) -> bool:
+        return bool(self.features & vnet.VIRTIO_NET_F_MQ)
+
+    def _steer(self, queue: int, parsed: Frame | None) -> None:
+        """Automatic receive steering (virtio 1.2, 5.1.6.5.6.2): a flow is received where it last transmitted."""
+        if parsed is None:
+            return
+        if len(self._steering) >= MAX_STEERED_FLOWS:
+            self._steering.clear()
+        self._steering[(parsed.dst, parsed.dport, parsed.src, parsed.sport)] = queue
+
+    def receive(self, header: memoryview, frame: memoryview) -> list[tuple[int, Packet]]:
+        """Handle one frame from the wire in a writable buffer; return packets for the guest, each with its queue pair.
+
+        More than one only where the driver does not take a large frame whole. `header` is a virtio_net_hdr (12 bytes).
+        """
+        self.stats.values[Counter.RX_WIRE_PACKETS] += 1
+        header[0] &= _RX_FLAGS  # nothing from a port can look like an extension
+        parsed = parse(frame)
+        if parsed is None:
+            return [(0, self._receive_one(header, frame, None))]
+        key = (parsed.src, parsed.sport, parsed.dst, parsed.dport)
+        queue = self._steering.get(key, 0)
+        if header[1] and not self.features & _NEEDS_SEGMENTING.get(header[1] & 0x7F, 0):
+            return [(queue, self._receive_one(h, f, parse(f))) for h, f in self._segments(header, frame, parsed)]
+        return [(queue, self._receive_one(header, frame, parsed))]
+
+    @staticmethod
+    def _segments(header: memoryview, frame: memoryview, parsed: Frame) -> list[tuple[memoryview, memoryview]]:
+        gso_size = vnet.HDR.unpack_from(header)[3]
+        plain = memoryview(bytes(abi.VNET_HDR_LEN))
+        return [(plain, memoryview(piece)) for piece in segment.segment_tcp(frame, parsed, gso_size)]
+
+    def _plain_header(self, header: memoryview, frame: memoryview) -> bytes | memoryview:
+        """The header for a frame handed over as it is; completes its checksum where the driver cannot."""
+        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM or self.features & vnet.VIRTIO_NET_F_GUEST_CSUM:
+            return header
+        _, _, _, _, start, offset, _ = vnet.HDR.unpack_from(header)
+        if start + offset + 2 <= len(frame):
+            checksum.finish_partial(frame, start, offset)
+        return bytes(abi.VNET_HDR_LEN)
+
+    def _receive_one(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> Packet:
+        self._observe("rx", View.WIRE, frame, "")
+        packet, about = self._verdict(header, frame, parsed)
+        self._observe("rx", View.HOST, packet.frame, about, same=True)
+        return packet
+
+    def _verdict(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> tuple[Packet, str]:
+        """The packet as the guest gets it, and a remark for observers."""
+        hit = None
+        if self._version and parsed is not None and parsed.payload < parsed.end:
+            hit = self.table.lookup_rx(parsed.dst, parsed.dport, parsed.src, parsed.sport)
+        plain = Packet(self._plain_header(header, frame), frame)
+        if hit is None or parsed is None:
+            return plain, ""
+        if not header[0] & _RX_FLAGS and not checksum.verify_tcp(frame, parsed):
+            self.stats.add(Counter.RX_TLS_BAD_CSUM)
+            return plain, "bad checksum"
+        slot, generation, context = hit
+        result = context.decrypt(parsed.seq, frame[parsed.payload : parsed.end])
+        flags = self._count_rx(result, parsed)
+        extension = abi.RX_TLS.pack(
+            abi.ExtType.RX_TLS,
+            flags,
+            abi.RX_TLS.size,
+            slot,
+            generation,
+            0,
+            0,
+            result.records & 0xFFFF,
+            result.plaintext,
+        )
+        header = bytes((plain.header[0] | abi.HDR_F_EXT,)) + plain.header[1:] + extension
+        about = f"slot={slot} gen={generation} rx {'decrypted' if result.decrypted else 'untouched'}"
+        return Packet(header, frame), f"{about} records={result.records}"
+
+    def _count_rx(self, result: RxResult, parsed: Frame) -> int:
+        """Count one verdict; return its RxTlsFlag bits."""
+        stats = self.stats.values
+        if result.decrypted:
+            stats[Counter.RX_TLS_PACKETS] += 1
+            stats[Counter.RX_TLS_BYTES] += parsed.end - parsed.payload
+            stats[Counter.RX_TLS_RECORDS] += result.records
+        else:
+            stats[Counter.RX_TLS_PASSED] += 1
+        stats[Counter.RX_TLS_AUTH_FAIL] += result.error
+        stats[Counter.RX_TLS_LOST_SYNC] += result.lost_sync
+        flags = abi.RxTlsFlag.DECRYPTED if result.decrypted else 0
+        return int(flags | (abi.RxTlsFlag.ERROR if result.error else 0))

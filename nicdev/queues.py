@@ -1,0 +1,146 @@
+"""Between the virtqueues and the NIC: drains a tx ring, fills an rx ring, and knows mergeable buffers.
+
+One `QueuePair` is one receiveq and one transmitq. The loop calls `drain_tx` when the guest kicked and `deliver` with what a port read; both
+take a bounded number of packets, publish the used index once, and say whether the guest wants to be signalled. A port is
+anything with `send(packet) -> bool`.
+
+A chain that could not be handled still goes home with length 0, so nothing leaks in the guest. A packet that finds too few rx
+buffers is refused whole (`deliver` returns what it could place), and the loop stops reading the port until the guest kicks the rx ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from nicdev.errors import FrameError
+from nicdev.nic import MAX_CHAIN, Nic, Packet
+from nicdev.stats import Counter
+from nicdev.virtio.ring import SplitRing
+from nicdev.wire import vnet
+
+BURST: Final = 64  # packets per call, so that no queue starves another
+NUM_BUFFERS_AT: Final = 10  # offset of num_buffers in virtio_net_hdr_v1
+
+
+class Port(Protocol):
+    """The wire side of a NIC."""
+
+    def send(self, packet: Packet) -> bool:
+        """Transmit one frame; False when the port would not take it."""
+
+
+class QueuePair:
+    """Receive and transmit queue number `index` of one NIC; a ring is None while it is stopped."""
+
+    def __init__(self, index: int, nic: Nic) -> None:
+        self.index = index
+        self.nic = nic
+        self.rx: SplitRing | None = None
+        self.tx: SplitRing | None = None
+
+    def drain_tx(self, send: Callable[[Packet], bool]) -> tuple[bool, bool]:
+        """Handle up to BURST tx chains. Returns (more may be waiting, guest wants a signal). Raises RingError."""
+        ring = self.tx
+        if ring is None:
+            return False, False
+        stats = self.nic.stats.values
+        for _ in range(BURST):
+            element = ring.pop()
+            if element is None:
+                return False, ring.publish()
+            head, readable, writable = element
+            written = 0
+            try:
+                chain = gather(readable)
+                packet, reply = self.nic.transmit(self.index, chain)
+                if packet is not None:
+                    counter = Counter.TX_WIRE_PACKETS if send(packet) else Counter.TX_DROP_PORT
+                    stats[counter] += 1
+                elif reply:
+                    written = scatter(writable, reply)
+            except FrameError as drop:
+                stats[drop.counter] += 1
+            ring.push(head, written)
+        return True, ring.publish()
+
+    def deliver(self, packet: Packet) -> bool:
+        """Put one packet into rx buffers, not yet published; False when there are too few. Raises RingError.
+
+        Buffers are merged (virtio 1.2, 5.1.6.4) only if the driver negotiated it: else the packet must fit one or is dropped.
+        """
+        ring = self.rx
+        stats = self.nic.stats.values
+        if ring is None:
+            stats[Counter.RX_DROP_QUEUE_DOWN] += 1
+            return True
+        need = len(packet.header) + len(packet.frame)
+        merge = bool(self.nic.features & vnet.VIRTIO_NET_F_MRG_RXBUF)
+        taken: list[tuple[int, list[memoryview], int]] = []
+        room = 0
+        while room < need and (merge or not taken):
+            element = ring.pop()
+            if element is None:
+                break
+            head, _, writable = element
+            size = sum(map(len, writable))
+            taken.append((head, writable, size))
+            room += size
+        if room < need:
+            if not merge and taken:
+                ring.push(taken[0][0], 0)
+                stats[Counter.RX_DROP_TOO_BIG] += 1
+                return True
+            ring.unpop(len(taken))
+            return False
+        self._fill(ring, packet, taken)
+        stats[Counter.RX_PACKETS] += 1
+        stats[Counter.RX_BYTES] += len(packet.frame)
+        return True
+
+    @staticmethod
+    def _fill(ring: SplitRing, packet: Packet, taken: list[tuple[int, list[memoryview], int]]) -> None:
+        """Copy header (with num_buffers) and frame over the buffers and push them."""
+        header = bytearray(packet.header)
+        header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(taken).to_bytes(2, "little")
+        pieces = [memoryview(header), packet.frame]
+        for head, writable, _ in taken:
+            written = 0
+            for view in writable:
+                at = 0
+                while at < len(view) and pieces:
+                    n = min(len(view) - at, len(pieces[0]))
+                    view[at : at + n] = pieces[0][:n]
+                    at += n
+                    if n == len(pieces[0]):
+                        pieces.pop(0)
+                    else:
+                        pieces[0] = pieces[0][n:]
+                written += at
+            ring.push(head, written)
+
+    def flush_messages(self) -> bool:
+        """Deliver waiting messages to the driver (queue pair 0 only). Returns whether anything was placed."""
+        messages = self.nic.messages
+        placed = False
+        while messages and self.rx is not None and self.deliver(Packet(messages[0], memoryview(b""))):
+            messages.pop(0)
+            placed = True
+        return placed
+
+
+def gather(readable: list[memoryview]) -> bytearray:
+    """One copy of a chain's readable part; guest memory is not looked at again. Raises FrameError when too long."""
+    if sum(map(len, readable)) > MAX_CHAIN:
+        raise FrameError(Counter.TX_DROP_TOO_BIG)
+    return bytearray().join(readable)
+
+
+def scatter(writable: list[memoryview], data: bytes) -> int:
+    """Write as much of `data` as fits; return the bytes written."""
+    at = 0
+    for view in writable:
+        piece = data[at : at + len(view)]
+        view[: len(piece)] = piece
+        at += len(piece)
+    return at
