@@ -12,8 +12,9 @@ where its `flags` hold HDR_F_EXT, an *extension* follows it at once, whose first
     rx ring   HELLO_REPLY, EVENT   no frame follows
               RX_TLS    verdict and resync request about the frame that follows
 
-Nothing from the wire can carry HDR_F_EXT, since the header is written by the device, never received. Fields are added at
-the end of a structure (its `len` tells), never moved; what a reader does not know it skips, reserved bytes are zero.
+Nothing from the wire can carry HDR_F_EXT, since the header is written by the device, never received. Fields are
+added at the end of a structure (its `len` tells), never moved; what a reader does not know it skips, reserved bytes
+are zero.
 """
 
 from __future__ import annotations

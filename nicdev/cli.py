@@ -1,7 +1,7 @@
 """`vhost-user-tlsnic`: arguments to one frozen Config, to objects, to the loop.
 
-Follows QEMU's backend program conventions (docs/interop/vhost-user.rst): stays in the foreground, one line on stderr and a nonzero
-status when it cannot start, ends quickly and cleanly on SIGTERM.
+Follows QEMU's backend program conventions (docs/interop/vhost-user.rst): stays in the foreground, one line on stderr
+and a nonzero status when it cannot start, ends quickly and cleanly on SIGTERM.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Commands of the guest's driver: a table from opcode to handler, and what HELLO is answered.
 
-Everything a command holds is the guest's word: lengths are checked here, values where they are used, and every refusal is a
-status in the reply. Numbers and layouts are in abi.py, their meaning in docs/device.md.
+Everything a command holds is the guest's word: lengths are checked here, values where they are used, and every
+refusal is a status in the reply. Numbers and layouts are in abi.py, their meaning in docs/device.md.
 """
 
 from __future__ import annotations

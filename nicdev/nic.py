@@ -1,18 +1,19 @@
 """The NIC: what happens to one chain from the guest and to one frame from the wire.
 
-Theory of operation. Everything here is bytes in, bytes out; queues.py brings chains and takes results, the ports carry frames.
+Theory of operation. Everything here is bytes in, bytes out; queues.py brings chains and takes results, the ports
+carry frames.
 
 tx  `transmit` gets a copy of one tx chain (the device's own copy: frags in guest memory are shared with the guest's
-    retransmit queue and page cache, so nothing is ever encrypted in place there). The virtio_net_hdr says whether an extension
-    follows. A plain frame goes out as it is. A TX_TLS frame is encrypted in place in the copy; every reason not to is an
-    exception, so there is no path on which a marked frame could be returned unencrypted. A COMMAND returns its reply. A
-    HELLO queues its answer.
-rx  `receive` gets one frame in a writable buffer. If its 4-tuple has an rx context and its checksum holds, the context may decrypt
-    it in place; an RX_TLS extension carries the verdict. What the guest's driver did not negotiate (partial checksums, large
-    frames) is undone here, so every port may hand over whatever it has.
+    retransmit queue and page cache, so nothing is ever encrypted in place there). The virtio_net_hdr says whether an
+    extension follows. A plain frame goes out as it is. A TX_TLS frame is encrypted in place in the copy; every
+    reason not to is an exception, so there is no path on which a marked frame could be returned unencrypted. A
+    COMMAND returns its reply. A HELLO queues its answer.
+rx  `receive` gets one frame in a writable buffer. If its 4-tuple has an rx context and its checksum holds, the
+    context may decrypt it in place; an RX_TLS extension carries the verdict. What the guest's driver did not
+    negotiate (partial checksums, large frames) is undone here, so every port may hand over whatever it has.
 
-Messages to the driver (HELLO_REPLY, EVENT) wait in `messages` until a buffer of rx queue 0 is free. A driver that has not said HELLO gets
-no extension at all: it would take one for a frame.
+Messages to the driver (HELLO_REPLY, EVENT) wait in `messages` until a buffer of rx queue 0 is free. A driver that
+has not said HELLO gets no extension at all: it would take one for a frame.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Between the virtqueues and the NIC: drains a tx ring, fills an rx ring, and knows mergeable buffers.
 
-One `QueuePair` is one receiveq and one transmitq. The loop calls `drain_tx` when the guest kicked and `deliver` with what a port read; both
-take a bounded number of packets, publish the used index once, and say whether the guest wants to be signalled. A port is
-anything with `send(packet) -> bool`.
+One `QueuePair` is one receiveq and one transmitq. The loop calls `drain_tx` when the guest kicked and `deliver` with
+what a port read; both take a bounded number of packets, publish the used index once, and say whether the guest wants
+to be signalled. A port is anything with `send(packet) -> bool`.
 
-A chain that could not be handled still goes home with length 0, so nothing leaks in the guest. A packet that finds too few rx
-buffers is refused whole (`deliver` returns what it could place), and the loop stops reading the port until the guest kicks the rx ring.
+A chain that could not be handled still goes home with length 0, so nothing leaks in the guest. A packet that finds
+too few rx buffers is refused whole (`deliver` returns what it could place), and the loop stops reading the port
+until the guest kicks the rx ring.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class QueuePair:
     def deliver(self, packet: Packet) -> bool:
         """Put one packet into rx buffers, not yet published; False when there are too few. Raises RingError.
 
-        Buffers are merged (virtio 1.2, 5.1.6.4) only if the driver negotiated it: else the packet must fit one or is dropped.
+        Buffers are merged (virtio 1.2, 5.1.6.4) only if the driver negotiated it: else the packet must fit one or is
+        dropped.
         """
         ring = self.rx
         stats = self.nic.stats.values

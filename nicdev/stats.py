@@ -1,8 +1,8 @@
 """One vocabulary of counters and drop reasons.
 
-The lower-case member names are what `ethtool -S` shows behind `dev_`, what the control output and the logs say, and what
-tests assert. The order is the order of GET_STATS replies: new members go at the end, none is ever removed or moved.
-Names are at most 27 characters, since ETH_GSTRING_LEN is 32 with its NUL and the prefix takes four.
+The lower-case member names are what `ethtool -S` shows behind `dev_`, what the control output and the logs say, and
+what tests assert. The order is the order of GET_STATS replies: new members go at the end, none is ever removed or
+moved. Names are at most 27 characters, since ETH_GSTRING_LEN is 32 with its NUL and the prefix takes four.
 """
 
 from __future__ import annotations

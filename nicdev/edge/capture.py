@@ -1,6 +1,7 @@
 """pcapng capture of both sides of the NIC: `host0` is what the guest gave or got, `wire0` what was on the wire.
 
-The two views of one packet share epb_packetid and a comment that names context, record count and verdict. python-pcapng writes the blocks.
+The two views of one packet share epb_packetid and a comment that names context, record count and verdict.
+python-pcapng writes the blocks.
 """
 
 from __future__ import annotations

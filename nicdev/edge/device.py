@@ -1,8 +1,9 @@
 """One NIC at the edge: kicks and port frames come in here, signals and frames go out.
 
-Implements the callbacks of vhost/protocol.py. Per queue pair: a tx kick drains the tx ring in bursts; a frame from the port goes to the
-rx ring of the flow's queue. A frame that finds no rx buffers is held, the port falls silent, and the next rx kick goes on with it.
-A ring that breaks the rules is stopped and its error eventfd written; the other rings go on.
+Implements the callbacks of vhost/protocol.py. Per queue pair: a tx kick drains the tx ring in bursts; a frame from
+the port goes to the rx ring of the flow's queue. A frame that finds no rx buffers is held, the port falls silent,
+and the next rx kick goes on with it. A ring that breaks the rules is stopped and its error eventfd written; the
+other rings go on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -27,17 +29,13 @@ _ONE: Final = (1).to_bytes(8, "little")
 
 def _signal(fd: int) -> None:
     if fd >= 0:
-        try:
+        with suppress(BlockingIOError):  # the counter is at its maximum: the guest has a signal to read anyway
             os.write(fd, _ONE)
-        except BlockingIOError:
-            pass  # the counter is at its maximum: the guest has a signal to read anyway
 
 
 def _clear(fd: int) -> None:
-    try:
+    with suppress(BlockingIOError):  # another callback of the same round was quicker
         os.read(fd, 8)
-    except BlockingIOError:
-        pass  # another callback of the same round was quicker
 
 
 class Device:

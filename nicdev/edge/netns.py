@@ -1,8 +1,8 @@
 """Network namespaces: where the tap lives, so that the host's own interfaces, routes and DNS are never touched.
 
-`own` is an anonymous namespace that dies with the last process in it; nothing is left behind even by SIGKILL. Without root it comes
-with a user namespace in which we are root. Other programs join through /proc/PID/ns (nsenter). A named one, made and removed
-through pyroute2, is for people who prefer `ip netns exec`.
+`own` is an anonymous namespace that dies with the last process in it; nothing is left behind even by SIGKILL.
+Without root it comes with a user namespace in which we are root. Other programs join through /proc/PID/ns (nsenter).
+A named one, made and removed through pyroute2, is for people who prefer `ip netns exec`.
 """
 
 from __future__ import annotations

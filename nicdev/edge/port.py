@@ -1,8 +1,9 @@
 """What every port offers to the device, and the ports that need no operating system: `null` and `pair`.
 
-A port carries Packets: a 12-byte virtio_net_hdr and an Ethernet frame of up to 64 KiB. The header keeps segmentation and checksum work
-undone where the other side can take it. `receiver` is set by the device: it gets header and frame in writable memory,
-valid until it returns, and answers whether it can take more; after False the port keeps silent until `resume`.
+A port carries Packets: a 12-byte virtio_net_hdr and an Ethernet frame of up to 64 KiB. The header keeps segmentation
+and checksum work undone where the other side can take it. `receiver` is set by the device: it gets header and frame
+in writable memory, valid until it returns, and answers whether it can take more; after False the port keeps silent
+until `resume`.
 """
 
 from __future__ import annotations

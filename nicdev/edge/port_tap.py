@@ -1,7 +1,7 @@
 """The `tap` port: a tap interface with virtio_net_hdr and segmentation offloads, in a network namespace of its own.
 
-With IFF_VNET_HDR and TUNSETOFFLOAD the kernel takes and gives TCP frames of up to 64 KiB with partial checksums, so packets stay whole
-between the guest and a peer on this host. Constants: linux/if_tun.h.
+With IFF_VNET_HDR and TUNSETOFFLOAD the kernel takes and gives TCP frames of up to 64 KiB with partial checksums, so
+packets stay whole between the guest and a peer on this host. Constants: linux/if_tun.h.
 """
 
 from __future__ import annotations
