@@ -183,15 +183,12 @@ class Nic:
             resync = Resync(ext.resync_seq, ext.resync_rcd_sn, chain[prefix_at:frame_at])
         about = f"slot={ext.slot} gen={ext.generation} tx"
         self._observe("tx", View.HOST, frame, about)
-        parsed: Frame | None = None
         try:
             self._check_tx(header, frame)
-            parsed = parse(frame)
-            self._encrypt(ext, parsed, frame, resync)
+            parsed = self._encrypt(ext, frame, resync)
         except (FrameError, TxDrop) as drop:
-            self._tell_tx_drop(ext, drop.counter, parsed.seq if parsed else 0)
+            self._tell_tx_drop(ext, drop.counter, frame)
             raise
-        assert parsed is not None  # noqa: S101  _encrypt refuses None
         if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM:
             checksum.fill_tcp(frame, parsed)
         if self._steering_wanted:
@@ -199,9 +196,10 @@ class Nic:
         self._observe("tx", View.WIRE, frame, f"{about} encrypted", same=True)
         return Outcome(Packet(header, frame), b"")
 
-    def _encrypt(self, ext: abi.TxTls, parsed: Frame | None, frame: memoryview, resync: Resync | None) -> None:
+    def _encrypt(self, ext: abi.TxTls, frame: memoryview, resync: Resync | None) -> Frame:
         """Encrypt the TCP payload of `frame` in place, or raise TxDrop."""
         context = self.table.get_tx(ext.slot, ext.generation)
+        parsed = parse(frame)
         if parsed is None or parsed.payload == parsed.end:
             raise TxDrop(Counter.TX_DROP_NOT_TCP)
         result = context.encrypt(parsed.seq, frame[parsed.payload : parsed.end], resync)
@@ -211,11 +209,13 @@ class Nic:
         stats[Counter.TX_TLS_RECORDS] += result.records
         if resync is not None:
             stats[Counter.TX_TLS_RESYNC] += 1
+        return parsed
 
-    def _tell_tx_drop(self, ext: abi.TxTls, counter: Counter, seq: int) -> None:
+    def _tell_tx_drop(self, ext: abi.TxTls, counter: Counter, frame: memoryview) -> None:
         unknown = (Counter.TX_DROP_UNKNOWN_CONTEXT, Counter.TX_DROP_STALE_CONTEXT, Counter.TX_DROP_WRONG_DIRECTION)
         code = abi.EventCode.UNKNOWN_CONTEXT if counter in unknown else abi.EventCode.TX_DROPPED
-        self.event(code, ext.slot, ext.generation, counter, seq)
+        parsed = parse(frame)
+        self.event(code, ext.slot, ext.generation, counter, parsed.seq if parsed else 0)
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
