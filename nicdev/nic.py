@@ -29,20 +29,20 @@ from nicdev.stats import Counter, Stats
 from nicdev.tls.rx import RxResult
 from nicdev.tls.table import ContextTable
 from nicdev.tls.tx import Resync
+from nicdev.virtio.features import Feature
 from nicdev.wire import checksum, segment, vnet
-from nicdev.wire.frame import Frame, parse
+from nicdev.wire.frame import ETH_HLEN, Frame, parse
 
-ETH_HLEN: Final = 14
 MAX_FRAME: Final = ETH_HLEN + 65535 + 4
 MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
 MAX_MESSAGES: Final = 256
 MAX_STEERED_FLOWS: Final = 65536
 
-_EXT_HDR = vnet.HDR.pack(abi.HDR_F_EXT, 0, 0, 0, 0, 0, 1)
+_EXT_HDR: Final = vnet.VnetHdr(flags=abi.HDR_F_EXT, num_buffers=1).pack()
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
 _NEEDS_SEGMENTING = {
-    vnet.VIRTIO_NET_HDR_GSO_TCPV4: vnet.VIRTIO_NET_F_GUEST_TSO4,
-    vnet.VIRTIO_NET_HDR_GSO_TCPV6: vnet.VIRTIO_NET_F_GUEST_TSO6,
+    vnet.VIRTIO_NET_HDR_GSO_TCPV4: Feature.NET_GUEST_TSO4,
+    vnet.VIRTIO_NET_HDR_GSO_TCPV6: Feature.NET_GUEST_TSO6,
 }
 
 
@@ -144,11 +144,9 @@ class Nic:
     @staticmethod
     def _check_tx(header: memoryview, frame: memoryview) -> None:
         """A frame of a possible size under a header that makes sense; raises FrameError."""
-        if len(frame) < ETH_HLEN:
-            raise FrameError(Counter.TX_DROP_BAD_HEADER)
         if len(frame) > MAX_FRAME:
             raise FrameError(Counter.TX_DROP_TOO_BIG)
-        vnet.check(header, len(frame))
+        vnet.check(vnet.VnetHdr.unpack_from(header), len(frame))
 
     def _extension(self, queue: int, chain: memoryview) -> Outcome:
         kind = chain[abi.VNET_HDR_LEN] if len(chain) > abi.VNET_HDR_LEN else 0
@@ -247,7 +245,7 @@ class Nic:
 
     @property
     def _steering_wanted(self) -> bool:
-        return bool(self.features & vnet.VIRTIO_NET_F_MQ)
+        return bool(self.features & Feature.NET_MQ)
 
     def _steer(self, queue: int, parsed: Frame | None) -> None:
         """Automatic receive steering (virtio 1.2, 5.1.6.5.6.2): a flow is received where it last transmitted."""
@@ -275,15 +273,15 @@ class Nic:
 
     @staticmethod
     def _segments(header: memoryview, frame: memoryview, parsed: Frame) -> list[tuple[memoryview, memoryview]]:
-        gso_size = vnet.HDR.unpack_from(header)[3]
+        gso_size = vnet.VNET_HDR.unpack_from(header)[3]
         plain = memoryview(bytes(abi.VNET_HDR_LEN))
-        return [(plain, memoryview(piece)) for piece in segment.segment_tcp(frame, parsed, gso_size)]
+        return [(plain, memoryview(piece)) for piece in segment.segment(frame, parsed, gso_size)]
 
     def _plain_header(self, header: memoryview, frame: memoryview) -> bytes | memoryview:
         """The header for a frame handed over as it is; completes its checksum where the driver cannot."""
-        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM or self.features & vnet.VIRTIO_NET_F_GUEST_CSUM:
+        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM or self.features & Feature.NET_GUEST_CSUM:
             return header
-        _, _, _, _, start, offset, _ = vnet.HDR.unpack_from(header)
+        _, _, _, _, start, offset, _ = vnet.VNET_HDR.unpack_from(header)
         if start + offset + 2 <= len(frame):
             checksum.finish_partial(frame, start, offset)
         return bytes(abi.VNET_HDR_LEN)

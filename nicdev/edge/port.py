@@ -61,7 +61,7 @@ class PairPort(Port):
         peer = self._peer
         if peer is None or len(peer._waiting) >= PAIR_DEPTH:
             return False
-        peer._waiting.append((bytearray(packet.header[: vnet.HDR.size]), bytearray(packet.frame)))
+        peer._waiting.append((bytearray(packet.header[: vnet.VNET_HDR.size]), bytearray(packet.frame)))
         self._loop.soon(peer.resume)
         return True
 

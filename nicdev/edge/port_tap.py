@@ -16,6 +16,7 @@ from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import ConfigError
 from nicdev.nic import MAX_FRAME, Packet
+from nicdev.virtio.features import Feature
 from nicdev.wire import vnet
 
 TUN_PATH: Final = "/dev/net/tun"
@@ -42,7 +43,7 @@ def open_tap(name: str) -> int:
         raise ConfigError(f"{TUN_PATH} is not accessible: run as root, or once: sudo chmod 0666 {TUN_PATH}") from None
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.HDR.size))
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.VNET_HDR.size))
     except OSError as error:
         os.close(fd)
         raise ConfigError(f"cannot create tap interface {name}: {error.strerror}") from None
@@ -56,7 +57,7 @@ class TapPort(Port):
         super().__init__()
         self._loop = loop
         self._fd = fd
-        self._header = bytearray(vnet.HDR.size)
+        self._header = bytearray(vnet.VNET_HDR.size)
         self._frame = bytearray(MAX_FRAME)
         self._reading = False
         self.resume()
@@ -84,7 +85,7 @@ class TapPort(Port):
                 n = os.readv(self._fd, (self._header, self._frame))
             except BlockingIOError:
                 return
-            if n > vnet.HDR.size and not self.receiver(header, frame[: n - vnet.HDR.size]):
+            if n > vnet.VNET_HDR.size and not self.receiver(header, frame[: n - vnet.VNET_HDR.size]):
                 self._reading = False
                 self._loop.unwatch(self._fd)
                 return
@@ -92,11 +93,11 @@ class TapPort(Port):
     def features_changed(self, features: int) -> None:
         """Ask the kernel for no more than the guest takes."""
         offload = 0
-        if features & vnet.VIRTIO_NET_F_GUEST_CSUM:
+        if features & Feature.NET_GUEST_CSUM:
             offload |= TUN_F_CSUM
-            offload |= TUN_F_TSO4 if features & vnet.VIRTIO_NET_F_GUEST_TSO4 else 0
-            offload |= TUN_F_TSO6 if features & vnet.VIRTIO_NET_F_GUEST_TSO6 else 0
-            offload |= TUN_F_TSO_ECN if features & vnet.VIRTIO_NET_F_GUEST_ECN else 0
+            offload |= TUN_F_TSO4 if features & Feature.NET_GUEST_TSO4 else 0
+            offload |= TUN_F_TSO6 if features & Feature.NET_GUEST_TSO6 else 0
+            offload |= TUN_F_TSO_ECN if features & Feature.NET_GUEST_ECN else 0
         fcntl.ioctl(self._fd, TUNSETOFFLOAD, offload)
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "virtio": BASE | {"wire"},
     "vhost": BASE | {"wire", "virtio"},
     "control": BASE | {"tls"},
-    "nic": BASE | {"wire", "tls", "control"},
+    "nic": BASE | {"wire", "tls", "virtio", "control"},
     "queues": BASE | {"wire", "virtio", "nic"},
 }
 

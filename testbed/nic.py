@@ -1,0 +1,110 @@
+"""The NIC's backend as a child process: started, asked over its control socket, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from testbed.errors import SetupError
+
+START_SECONDS: Final = 20
+STOP_SECONDS: Final = 5
+PR_SET_PDEATHSIG: Final = 1
+
+
+def die_with_parent() -> None:
+    """For preexec_fn: the kernel ends this child when its parent goes, however that goes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class NicProcess:
+    """`vhost-user-tlsnic` serving `sockets` (created by it); `log` takes its stderr. Context manager."""
+
+    def __init__(self, sockets: Sequence[Path], port: str, log: Path, extra: Sequence[str] = ()) -> None:
+        self.sockets = list(sockets)
+        self.log = log
+        self.control_path = sockets[0].with_name(f"{sockets[0].name}.control")
+        paths = [item for path in sockets for item in ("--socket-path", str(path))]
+        control = ["--control", str(self.control_path)]
+        self.argv = [sys.executable, "-m", "nicdev.cli", *paths, "--port", port, *control, *extra]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id; the tap's namespace is /proc/PID/ns/net."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until every socket listens. Raises SetupError with the backend's own words."""
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not all(path.exists() for path in (*self.sockets, self.control_path)):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                lines = self.log.read_text(errors="replace").strip().splitlines()
+                raise SetupError(lines[-1] if lines else "the NIC did not start and said nothing")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """One request to the control socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(10)
+            client.connect(str(self.control_path))
+            client.sendall(json.dumps({"cmd": command}).encode() + b"\n")
+            with client.makefile("rb") as answers:
+                answer: dict[str, Any] = json.loads(answers.readline())
+        if not answer.pop("ok"):
+            raise SetupError(f"NIC: {answer['error']}")
+        return answer
+
+    def stats(self, index: int = 0) -> dict[str, int]:
+        """The counters of one NIC of the process."""
+        counters: dict[str, int] = self.ask("stats")["nics"][index]
+        return counters
+
+    def contexts(self, index: int = 0) -> list[dict[str, Any]]:
+        """The live contexts of one NIC of the process."""
+        contexts: list[dict[str, Any]] = self.ask("contexts")["nics"][index]
+        return contexts
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM and wait; returns the exit status."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
