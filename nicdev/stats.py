@@ -57,6 +57,9 @@ class Counter(IntEnum):
     EVENTS_SENT = auto()
     EVENTS_DROPPED = auto()
     HELLOS = auto()
+    TX_DROP_QUEUE_DOWN = auto()  # waiting in a tx ring that was disabled
+    VHOST_BAD_MESSAGES = auto()  # messages of the front end that were refused
+    VHOST_UNKNOWN_MESSAGES = auto()
 
 
 class Stats:
