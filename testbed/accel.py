@@ -1,0 +1,166 @@
+"""Which QEMU, and with which accelerator: decided here, once, and said in one line.
+
+/dev/kvm may be present and useless (a nested hypervisor that runs only kernels made for it), so KVM is believed only
+after a guest kernel has run under it to the point where it looks for its root disk. The verdict is remembered for this
+host kernel, this QEMU and this guest kernel. `ACCEL=kvm|tcg` and `QEMU=system|trixie|/path` override.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from testbed import debian
+from testbed.errors import SetupError
+from testbed.qemu import FIRST_GOOD_TCG, Accel, Qemu
+from testbed.stages import BUILD, cached, digest
+
+UNPACKED = BUILD / "qemu"
+UNPACKED_SUITE = "trixie"
+UNPACKED_PACKAGES = ["qemu-system-x86", "qemu-system-data", "seabios"]
+OLDEST = (7, 2, 0)
+PROBE_SECONDS = 15.0
+# A kernel without a root disk gets here in about a second where KVM works.
+PROBE_GOAL = "VFS: Unable to mount root fs"
+
+
+def parse_version(text: str) -> tuple[int, int, int]:
+    """`QEMU emulator version 10.0.8 (...)` as three numbers."""
+    found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
+    if not found:
+        raise SetupError(f"not a QEMU: it says {text.strip()[:80]!r} about its version")
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def _qemu(argv: tuple[str, ...], origin: str) -> Qemu:
+    try:
+        said = subprocess.run([*argv, "--version"], capture_output=True, text=True, check=False, timeout=20)
+    except OSError as error:
+        raise SetupError(f"QEMU {argv[0]}: {error.strerror}") from error
+    qemu = Qemu(argv, parse_version(said.stdout + said.stderr), origin)
+    if qemu.version < OLDEST:
+        raise SetupError(f"{qemu} is too old; 7.2 or later is needed")
+    return qemu
+
+
+def system_qemu() -> Qemu | None:
+    """The QEMU that the host has installed, if any."""
+    path = shutil.which("qemu-system-x86_64")
+    return _qemu((path,), "system") if path else None
+
+
+def unpack_qemu() -> bool:
+    """Put trixie's QEMU under build/, with its libraries and firmware; False when it was there."""
+    log = BUILD / "log" / "qemu.log"
+    key = digest(UNPACKED_SUITE, *UNPACKED_PACKAGES)
+    return cached(UNPACKED, key, lambda out: debian.extract(out, [UNPACKED_SUITE], UNPACKED_PACKAGES, log))
+
+
+def unpacked_qemu() -> Qemu:
+    """Trixie's QEMU, started through its own dynamic loader, so the host's C library does not matter."""
+    root = UNPACKED
+    argv = [str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(root / "usr/lib/x86_64-linux-gnu")]
+    argv += [str(root / "usr/bin/qemu-system-x86_64")]
+    for folder in ("qemu", "seabios"):
+        argv += ["-L", str(root / "usr/share" / folder)]
+    return _qemu(tuple(argv), f"{UNPACKED_SUITE}, unpacked")
+
+
+def _kvm_present() -> str:
+    """Empty when /dev/kvm can be used, else why not."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "there is no /dev/kvm"
+    except OSError as error:
+        return f"/dev/kvm does not open ({(error.strerror or '').lower()})"
+    return ""
+
+
+def _runs_under_kvm(qemu: Qemu, kernel: Path) -> bool:
+    """Whether this kernel really runs under KVM: it gets to the end of its own boot, without any disk."""
+    argv = ["setpriv", "--pdeathsig", "KILL", *qemu.argv, "-accel", "kvm", "-cpu", "max", "-machine", "q35"]
+    argv += ["-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1", "-serial", "stdio"]
+    log = BUILD / "log" / "kvm-probe.console"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as output:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + PROBE_SECONDS
+            while time.monotonic() < deadline:
+                ended = process.poll() is not None
+                said = log.read_text(errors="replace")
+                if PROBE_GOAL in said:
+                    return True
+                if ended or "KVM internal error" in said:
+                    return False
+                time.sleep(0.05)
+            return False
+        finally:
+            process.kill()
+            process.wait()
+
+
+def kvm_works(qemu: Qemu, kernel: Path, release: str) -> bool:
+    """The remembered verdict of the probe, or a new one."""
+    verdicts_file = BUILD / "kvm.json"
+    verdicts = json.loads(verdicts_file.read_text()) if verdicts_file.exists() else {}
+    subject = f"host {os.uname().release}, {qemu}, guest {release}"
+    if subject not in verdicts:
+        verdicts[subject] = _runs_under_kvm(qemu, kernel)
+        temporary = BUILD / ".tmp-kvm.json"
+        temporary.write_text(json.dumps(verdicts, indent=1))
+        temporary.rename(verdicts_file)
+    works: bool = verdicts[subject]
+    return works
+
+
+def choose(kernel: Path, release: str, environ: Mapping[str, str] = os.environ) -> tuple[Qemu, Accel]:
+    """The QEMU and the accelerator for a guest kernel. Raises SetupError for overrides that cannot be met."""
+    wish = environ.get("ACCEL", "")
+    if wish not in ("", "kvm", "tcg"):
+        raise SetupError(f"ACCEL={wish}: choose kvm or tcg")
+    qemu = _wished_qemu(environ.get("QEMU", ""))
+    first = qemu or system_qemu() or _unpacked()
+    accel = _choose_accel(wish, first, kernel, release)
+    if qemu is None and accel.name == "tcg" and first.version < FIRST_GOOD_TCG:
+        first = _unpacked()
+    return first, accel
+
+
+def _wished_qemu(wish: str) -> Qemu | None:
+    if wish == "system":
+        found = system_qemu()
+        if found is None:
+            raise SetupError("QEMU=system: there is none; install qemu-system-x86")
+        return found
+    if wish == "trixie":
+        return _unpacked()
+    return _qemu((wish,), wish) if wish else None
+
+
+def _unpacked() -> Qemu:
+    unpack_qemu()
+    return unpacked_qemu()
+
+
+def _choose_accel(wish: str, qemu: Qemu, kernel: Path, release: str) -> Accel:
+    absent = _kvm_present()
+    if wish == "tcg":
+        return Accel("tcg", "asked for by ACCEL=tcg")
+    if wish == "kvm":
+        if absent:
+            raise SetupError(f"ACCEL=kvm: {absent}")
+        return Accel("kvm", "asked for by ACCEL=kvm")
+    if absent:
+        return Accel("tcg", absent)
+    if kvm_works(qemu, kernel, release):
+        return Accel("kvm", "a guest kernel runs under it")
+    return Accel("tcg", "/dev/kvm is present but a stock kernel does not run under it")

@@ -1,0 +1,90 @@
+"""Debian packages, taken from wherever this machine's own apt takes them: no mirror is written down here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from testbed.errors import SetupError
+from testbed.stages import BUILD, command
+
+# Extracted packages expect these links; only base-files or its maintainer script would make them, too late.
+MERGED_USR = 'for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done'  # noqa: S604
+# Neither proxy passwords nor mirrors belong into an image.
+FORGET_HOST = 'rm -rf "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d'
+
+
+def _output(argv: Sequence[str]) -> str:
+    try:
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SetupError(f"cannot ask {argv[0]}: is this a Debian system?") from error
+
+
+def host_codename() -> str:
+    """This system's Debian suite, e.g. "bookworm"."""
+    fields = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    return fields.get("VERSION_CODENAME", "").strip('"')
+
+
+def pick_mirror(index_targets: str, codename: str) -> str:
+    """The mirror among lines of `URI RELEASE COMPONENT`: the first that has this suite's main component."""
+    for line in index_targets.splitlines():
+        uri, _, rest = line.partition(" ")
+        if rest.split() == [codename, "main"]:
+            return uri
+    raise SetupError(f"apt's sources name no Debian mirror for {codename or 'this system'}")
+
+
+def mirror() -> str:
+    """The URI of the Debian mirror in this host's apt sources."""
+    form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    targets = _output(["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"])
+    return pick_mirror(targets, host_codename())
+
+
+def _apt_options() -> list[str]:
+    """How this host's apt reaches its mirror (proxies, certificates), as options for mmdebstrap's apt."""
+    lines = _output(["apt-config", "dump", "Acquire::http", "Acquire::https"]).splitlines()
+    return [f"--aptopt={line}" for line in lines if line.startswith(("Acquire::http::", "Acquire::https::"))]
+
+
+def _mmdebstrap(suites: Sequence[str], packages: Sequence[str], options: Sequence[str]) -> list[str]:
+    uri = mirror()
+    sources = [f"deb {uri} {suite} main" for suite in suites]
+    return [
+        "mmdebstrap",
+        '--aptopt=Apt::Install-Recommends "false"',
+        *_apt_options(),
+        f"--include={','.join(packages)}",
+        *options,
+    ] + [suites[0], "TARGET", *sources]
+
+
+def extract(target: Path, suites: Sequence[str], packages: Sequence[str], log: Path) -> None:
+    """Unpack packages and what they depend on into a folder, running none of their scripts; needs no privilege."""
+    options = ["--variant=extract", "--mode=chrootless", "--format=directory"]
+    options += [f"--setup-hook={MERGED_USR}", f"--customize-hook={FORGET_HOST}"]
+    argv = _mmdebstrap(suites, packages, options)
+    argv[argv.index("TARGET")] = str(target)
+    command(argv, log)
+
+
+def install_to_squashfs(image: Path, suite: str, packages: Sequence[str], hooks: Sequence[str], log: Path) -> None:
+    """A proper installation of `packages` and the essential system as a squashfs image, as root or in a namespace."""
+    root = os.geteuid() == 0
+    options = ["--variant=apt", f"--mode={'root' if root else 'unshare'}", "--format=tar"]
+    options += [f'--dpkgopt=path-exclude="/usr/share/{name}/*"' for name in ("doc", "man", "locale", "info")]
+    options += [f"--customize-hook={hook}" for hook in (*hooks, FORGET_HOST)]
+    argv = _mmdebstrap([suite], packages, options)
+    argv[argv.index("TARGET")] = "-"
+    pack = ["sqfstar", "-comp", "lz4", "-no-progress", "-quiet", str(image)]
+    environment = dict(os.environ)
+    if root:  # mmdebstrap's own leftovers, should it be killed, then lie where the next run sweeps
+        scratch = BUILD / ".tmp-mmdebstrap"
+        scratch.mkdir(exist_ok=True)
+        environment["TMPDIR"] = str(scratch)
+    script = 'set -o pipefail; n=$1; shift; "${@:1:n}" | "${@:n+1}"'
+    command(["bash", "-c", script, "bash", str(len(argv)), *argv, *pack], log, env=environment)

@@ -1,0 +1,229 @@
+"""What the guest boots from, made of Debian packages.
+
+    build/guest.squashfs             user space (trixie), shared by all kernels
+    build/kernel-K/root/             the kernel's packages, its headers and the compiler it was built with, unpacked
+    build/kernel-K/modules.squashfs  the modules a network test can want, uncompressed, with fresh dependency files
+    build/kernel-K/initramfs.cpio    busybox, the modules up to the root disk, guest-image/initramfs-init
+    build/kernel-K/driver/           our driver, built inside root/
+    build/kernel-K/initrd            initramfs.cpio followed by the payload: driver, guest-image/init, agent, tools
+
+The images are read-only; the guest lays a tmpfs over them, so every boot is a first boot. Only the payload changes
+while one works on the driver or the guest's tools, and it is made in well under a second.
+"""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed import cpio, debian
+from testbed.errors import SetupError
+from testbed.stages import BUILD, PROJECT, cached, command, digest, in_root
+
+SOURCES = PROJECT / "guest-image"
+LOGS = BUILD / "log"
+GUEST_SUITE = "trixie"
+PAYLOAD = "payload/opt/tlsnic"
+
+# `make` and friends, besides what linux-headers depends on (the compiler). dash to awk is what Kbuild's scripts call.
+BUILD_PACKAGES = (
+    "make gcc perl sparse kmod busybox-static dash bash coreutils sed grep findutils gawk base-files".split()
+)
+
+# Folders of modules that travel into the guest; everything these depend on comes along.
+MODULE_FOLDERS = """arch/x86/crypto crypto lib kernel net/core net/ipv4 net/ipv6 net/netfilter net/sched net/tls net/packet
+net/bridge net/8021q net/802 net/llc net/unix net/xfrm net/psample net/9p net/vmw_vsock drivers/virtio drivers/net/bonding
+drivers/net/netdevsim drivers/net/team drivers/net/ipvlan drivers/char/hw_random fs/squashfs fs/overlayfs fs/9p fs/netfs
+""".split()
+MODULE_NAMES = """virtio_net net_failover failover veth tun tap dummy ifb macvlan macvtap nlmon vxlan geneve vrf sch_netem
+virtio_blk virtio_console loop null_blk ext4""".split()
+BOOT_MODULES = ["virtio_pci", "virtio_blk", "squashfs", "overlay"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel the guest can run: the name users give and where Debian keeps it."""
+
+    name: str
+    suites: tuple[str, ...]
+    select: str = ""  # appended to the package names: /suite where it is not the first suite's own
+
+    @property
+    def folder(self) -> Path:
+        """Where everything about it lies."""
+        return BUILD / f"kernel-{self.name}"
+
+    @property
+    def root(self) -> Path:
+        """The unpacked build root."""
+        return self.folder / "root"
+
+    @property
+    def release(self) -> str:
+        """The full version, e.g. 6.12.9-amd64; the kernel must have been unpacked."""
+        return next((self.root / "usr/lib/modules").iterdir()).name
+
+    @property
+    def image(self) -> Path:
+        """What QEMU boots."""
+        return self.folder / "vmlinuz"
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("6.1", ("bookworm",)),
+        Kernel("6.12", ("trixie",)),
+        Kernel("7.2", ("trixie", "trixie-backports"), "/trixie-backports"),
+    )
+}
+DEFAULT_KERNEL = "6.12"
+
+
+def kernel_named(name: str) -> Kernel:
+    """Raises SetupError for a kernel that is not offered."""
+    if name not in KERNELS:
+        raise SetupError(f"KERNEL={name} is not offered; choose one of {', '.join(KERNELS)}")
+    return KERNELS[name]
+
+
+def build_guest(image: Path = BUILD / "guest.squashfs") -> bool:
+    """The user space; False when it was cached."""
+    text = (SOURCES / "packages").read_text()
+    packages = [word for line in text.splitlines() for word in line.split("#")[0].split()]
+    hooks = ['mkdir -p "$1/opt/tlsnic" "$1/usr/lib/modules"', 'rm -rf "$1/boot" "$1"/var/cache/*']
+    key = digest(GUEST_SUITE, *packages, *hooks, "2")
+    log = LOGS / "guest.log"
+    return cached(image, key, lambda out: debian.install_to_squashfs(out, GUEST_SUITE, packages, hooks, log))
+
+
+def build_kernel(kernel: Kernel) -> bool:
+    """Unpack the kernel with its build root and make module image and initramfs; False when all was cached."""
+    packages = [f"linux-image-amd64{kernel.select}", f"linux-headers-amd64{kernel.select}", *BUILD_PACKAGES]
+    log = LOGS / f"kernel-{kernel.name}.log"
+
+    def unpack(out: Path) -> None:
+        debian.extract(out, kernel.suites, packages, log)
+        if not (out / "usr/bin/awk").exists():
+            (out / "usr/bin/awk").symlink_to("gawk")
+        found = [path.name for path in (out / "usr/lib/modules").iterdir()]
+        if len(found) != 1 or not found[0].startswith(f"{kernel.name}."):
+            raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} now has {' '.join(found)}")
+
+    root_key = digest(*kernel.suites, *packages)
+    built = cached(kernel.root, root_key, unpack)
+    key = digest(root_key, kernel.release)
+    built |= cached(kernel.image, key, lambda out: _copy_kernel(kernel, out))
+    modules_key = digest(key, *MODULE_FOLDERS, *MODULE_NAMES)
+    image = kernel.folder / "modules.squashfs"
+    built |= cached(image, modules_key, lambda out: _pack_modules(kernel, out, log))
+    init = SOURCES / "initramfs-init"
+    initramfs = kernel.folder / "initramfs.cpio"
+    built |= cached(initramfs, digest(key, init, *BOOT_MODULES), lambda out: _write_initramfs(kernel, out, init))
+    return built
+
+
+def _copy_kernel(kernel: Kernel, out: Path) -> None:
+    places = [kernel.root / f"boot/vmlinuz-{kernel.release}", kernel.root / f"usr/lib/modules/{kernel.release}/vmlinuz"]
+    shutil.copyfile(next(place for place in places if place.exists()), out)
+
+
+def _dependencies(kernel: Kernel) -> dict[str, list[str]]:
+    """Module file -> files it needs, both relative to the modules folder (the format of modules.dep)."""
+    folder = kernel.root / "usr/lib/modules" / kernel.release
+    table = {}
+    for line in (folder / "modules.dep").read_text().splitlines():
+        module, _, needs = line.partition(":")
+        table[module] = needs.split()
+    return table
+
+
+def _module_name(path: str) -> str:
+    return Path(path).name.split(".ko")[0].replace("-", "_")
+
+
+def closure(table: dict[str, list[str]], wanted: Iterable[str]) -> list[str]:
+    """The wanted module files and all they need, in an order in which they can be loaded."""
+    ordered: dict[str, None] = {}
+
+    def visit(module: str) -> None:
+        if module not in ordered:
+            for needed in table[module]:
+                visit(needed)
+            ordered[module] = None
+
+    for module in wanted:
+        visit(module)
+    return list(ordered)
+
+
+def _module_bytes(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+def _pack_modules(kernel: Kernel, out: Path, log: Path) -> None:
+    source = kernel.root / "usr/lib/modules" / kernel.release
+    _run_depmod(kernel, kernel.root / "usr", log)
+    table = _dependencies(kernel)
+    prefixes = tuple(f"kernel/{folder}/" for folder in MODULE_FOLDERS)
+    wanted = [path for path in table if path.startswith(prefixes) or _module_name(path) in MODULE_NAMES]
+    tree = out.with_name(f"{out.name}-tree")
+    target = tree / "lib/modules" / kernel.release
+    for module in closure(table, wanted):
+        copy = target / module.removesuffix(".xz")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(_module_bytes(source / module))
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        shutil.copyfile(source / name, target / name)
+    _run_depmod(kernel, tree, log)
+    pack = ["mksquashfs", tree / "lib/modules", out, "-comp", "lz4", "-all-root", "-noappend", "-no-progress", "-quiet"]
+    command(pack, log)
+    shutil.rmtree(tree)
+
+
+def _run_depmod(kernel: Kernel, folder: Path, log: Path) -> None:
+    """(Re)write the dependency files under folder/lib/modules, with the build root's own depmod."""
+    in_root(kernel.root, ["depmod", "-b", "/mnt", kernel.release], log, [(folder, "/mnt")])
+
+
+def _write_initramfs(kernel: Kernel, out: Path, init: Path) -> None:
+    table = _dependencies(kernel)
+    modules = closure(table, [path for path in table if _module_name(path) in BOOT_MODULES])
+    folder = kernel.root / "usr/lib/modules" / kernel.release
+    names = [f"{_module_name(path)}.ko" for path in modules]
+    entries = [cpio.directory(name) for name in ("dev", "proc", "sys", "lower", "over", "new", "payload")]
+    entries += [
+        cpio.char_device("dev/console", 5, 1),
+        cpio.file("bin/busybox", (kernel.root / "usr/bin/busybox").read_bytes(), 0o755),
+        cpio.file("init", init.read_bytes(), 0o755),
+        cpio.file("modules/order", "".join(f"{name}\n" for name in names).encode()),
+    ]
+    pairs = zip(names, modules, strict=True)
+    entries += [cpio.file(f"modules/{name}", _module_bytes(folder / path)) for name, path in pairs]
+    out.write_bytes(cpio.archive(entries))
+
+
+def payload(driver: bytes | None, sources: Path = SOURCES) -> bytes:
+    """The archive with what changes often: driver, init, agent, tools."""
+    entries = [
+        cpio.file(f"{PAYLOAD}/init", (sources / "init").read_bytes(), 0o755),
+        cpio.file(f"{PAYLOAD}/agent.py", (sources / "agent.py").read_bytes()),
+    ]
+    if driver is not None:
+        entries.append(cpio.file(f"{PAYLOAD}/tlsnic.ko", driver))
+    for tool in sorted((sources / "tools").glob("*.py")):
+        entries.append(cpio.file(f"{PAYLOAD}/tools/{tool.name}", tool.read_bytes(), 0o755))
+    return cpio.archive(entries)
+
+
+def write_initrd(kernel: Kernel, driver: Path | None) -> Path:
+    """Join initramfs and payload; returns the file QEMU loads."""
+    initrd = kernel.folder / "initrd"
+    temporary = initrd.with_name(".tmp-initrd")
+    content = payload(driver.read_bytes() if driver else None)
+    temporary.write_bytes((kernel.folder / "initramfs.cpio").read_bytes() + content)
+    temporary.rename(initrd)
+    return initrd
