@@ -1,0 +1,98 @@
+"""A record that lies in more than one packet.
+
+Theory of operation: the bytes of the record are fed in order, in pieces cut anywhere. Prefix bytes (header, explicit
+nonce) are collected and start the cipher when complete; text goes through the cipher at once, since a NIC holds no
+packet back; the tag is written (`SealingRecord`) or collected (`OpeningRecord`) piece by piece. What is kept between
+packets is what a real NIC keeps: the cipher's state and at most 13 prefix and 16 tag bytes.
+"""
+
+from __future__ import annotations
+
+from nicdev.tls.aead import TAG_LEN, AeadKey, BytesLike, Opener, Sealer
+from nicdev.tls.record import RecordFormat
+
+
+class _PartialRecord:
+    """Position in the record and its prefix; the record must be well framed (see walk)."""
+
+    __slots__ = ("_fmt", "_head", "_key", "_number", "_pos", "_text_end")
+
+    def __init__(self, fmt: RecordFormat, key: AeadKey, number: int) -> None:
+        self._fmt = fmt
+        self._key = key
+        self._number = number
+        self._head = bytearray()
+        self._pos = 0  # bytes fed
+        self._text_end = 0  # where the tag starts in the record; 0 while the prefix is incomplete
+
+    def _split(self, src: BytesLike) -> tuple[int, int]:
+        """Take the prefix bytes of `src`; start and end of the text in it. Moves the position behind `src`."""
+        start = min(self._fmt.prefix - len(self._head), len(src))
+        if start:
+            self._head += src[:start]
+            if len(self._head) == self._fmt.prefix:
+                self._text_end = self._fmt.total(self._head) - TAG_LEN
+                self._begin(self._fmt.nonce(self._number, self._head), self._fmt.aad(self._number, self._head))
+        end = min(max(self._text_end - self._pos, start), len(src))
+        self._pos += len(src)
+        return start, end
+
+    def _begin(self, nonce: bytes, aad: bytes) -> None:
+        raise NotImplementedError
+
+
+class SealingRecord(_PartialRecord):
+    """Encrypts one record in pieces."""
+
+    __slots__ = ("_sealer", "_tag")
+    _sealer: Sealer
+
+    def __init__(self, fmt: RecordFormat, key: AeadKey, number: int) -> None:
+        super().__init__(fmt, key, number)
+        self._tag = b""
+
+    def _begin(self, nonce: bytes, aad: bytes) -> None:
+        self._sealer = self._key.sealer(nonce, aad)
+
+    def feed(self, src: memoryview, dst: memoryview) -> int:
+        """Take the next piece; write its ciphertext and tag bytes into `dst`, which may be `src`. Returns text bytes.
+
+        Prefix bytes are not written. May raise one of aead.FAULTS.
+        """
+        start, end = self._split(src)
+        if start < end:
+            self._sealer.update(src[start:end], dst[start:end])
+        if end < len(src):
+            self._tag = self._tag or self._sealer.finish()
+            done = self._pos - self._text_end
+            dst[end:] = self._tag[done - (len(src) - end) : done]
+        return end - start
+
+
+class OpeningRecord(_PartialRecord):
+    """Decrypts one record in pieces."""
+
+    __slots__ = ("_opener", "_tag")
+    _opener: Opener
+
+    def __init__(self, fmt: RecordFormat, key: AeadKey, number: int) -> None:
+        super().__init__(fmt, key, number)
+        self._tag = bytearray()
+
+    def _begin(self, nonce: bytes, aad: bytes) -> None:
+        self._opener = self._key.opener(nonce, aad)
+
+    def feed(self, src: memoryview, dst: memoryview) -> tuple[int, int]:
+        """Take the next piece; write its plaintext, unauthenticated, into `dst` where the ciphertext is in `src`.
+
+        Returns start and end of that. May raise one of aead.FAULTS.
+        """
+        start, end = self._split(src)
+        if start < end:
+            self._opener.update(src[start:end], dst[start:end])
+        self._tag += src[end:]
+        return start, end
+
+    def verify(self) -> bool:
+        """Whether the tag is right; once, when the whole record was fed. May raise one of aead.FAULTS."""
+        return self._opener.verify(self._tag)

@@ -1,0 +1,235 @@
+"""Wire to guest: decrypt the records in a packet, or leave the packet alone.
+
+Theory of operation: the verdict is about whole packets. Either every TLS byte of a packet was decrypted and every tag
+in it is right; then plaintext replaces ciphertext, framing (header, explicit nonce, tag) stays, and the packet is
+marked. Or the packet stays exactly what was on the wire, so plaintext goes to a scratch buffer until the verdict. The
+verdict on a record that spans packets falls in the packet that ends it; packets before were marked already, and the
+kernel, finding marked and unmarked packets in one record, re-encrypts the marked ones and decrypts the record itself.
+
+The context stands at a `Cursor`. For each packet:
+
+    starts there          walk its records, decrypt
+    ends before it        old data: leave it alone
+    reaches across it     leave it alone, but follow the new part
+    starts behind it      a hole. If the hole cannot hide a record header, the rest of the current record is left alone
+                          and the next one is decrypted. Else: lost, leave packets alone, stay.
+
+In a packet that is left alone, a record that begins in it and ends in a later one is still fed to its cipher, so that
+the later packets can be decrypted; without this, a stream whose packets never start with a record would never come
+back. A record of which bytes were missed (`_open` is None in mid-record) is left alone up to its end.
+
+Lost means only that packets behind the cursor cannot be read; the cursor itself still holds. So a lost context goes on
+by itself when the missing packet arrives late, and a resync only has to put the cursor elsewhere: see `resync`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from nicdev.abi import MAX_TCP_PAYLOAD
+from nicdev.tls.aead import FAULTS, TAG_LEN
+from nicdev.tls.context import ContextParams
+from nicdev.tls.partial import OpeningRecord
+from nicdev.tls.record import MAX_NUMBER
+from nicdev.tls.resync import CoreNextHint, ResyncStrategy
+from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, Walk, walk
+
+# No TCP window is larger (RFC 7323 2.3). A lost context forgets a cursor this far behind, lest it match when the
+# sequence numbers have wrapped.
+MAX_HOLE: Final = 1 << 30
+
+
+class RxState(IntEnum):
+    """Whether packets can be read."""
+
+    IN_SYNC = 0
+    LOST = 1  # until a resync, or until data at the cursor arrives after all
+    HINTED = 2  # a resync moved the cursor; data there has not arrived yet
+
+
+class RxResult(NamedTuple):
+    """The verdict on a packet."""
+
+    decrypted: bool = False  # else the payload is untouched
+    records: int = 0  # records that ended in a decrypted packet: their tags are right
+    plaintext: int = 0  # bytes decrypted
+    auth_failed: int = 0  # records whose tag is wrong
+    error: bool = False  # left alone because of an error: wrong tag, no header where one must be
+    lost_sync: bool = False  # in sync before this packet, not any more
+    resynced: bool = False  # a resync took effect with this packet
+
+
+_UNTOUCHED: Final = RxResult()
+
+
+class RxContext:
+    """Decryption state of one flow."""
+
+    __slots__ = (
+        "_cursor",
+        "_fmt",
+        "_key",
+        "_open",
+        "_scratch",
+        "_state",
+        "_strategy",
+        "auth_failed",
+        "losses",
+        "packets",
+        "params",
+        "passed",
+        "records",
+        "resyncs",
+    )
+
+    def __init__(
+        self, params: ContextParams, scratch: memoryview | None = None, strategy: ResyncStrategy | None = None
+    ) -> None:
+        """`scratch` (MAX_TCP_PAYLOAD bytes) may be shared by contexts that never decrypt at the same time."""
+        self.params = params
+        self._fmt, self._key = params.crypto()
+        self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD)) if scratch is None else scratch
+        self._strategy = CoreNextHint() if strategy is None else strategy
+        self._cursor = None if params.no_sync else Cursor(params.start_seq, params.rec_seq)
+        self._state = RxState.LOST if params.no_sync else RxState.IN_SYNC
+        self._open: OpeningRecord | None = None  # the record that the cursor stands in, if all of it was seen
+        self.packets = 0  # decrypted
+        self.passed = 0  # left alone
+        self.records = 0
+        self.auth_failed = 0
+        self.losses = 0
+        self.resyncs = 0
+
+    def decrypt(self, seq: int, payload: memoryview) -> RxResult:
+        """Decrypt a TCP payload (writable, 1..MAX_TCP_PAYLOAD bytes) starting at `seq` in place, or leave it alone."""
+        result = self._place(seq, payload)
+        if result.decrypted:
+            self.packets += 1
+            self.records += result.records
+        else:
+            self.passed += 1
+            self.auth_failed += result.auth_failed
+            self.losses += result.lost_sync
+        self.resyncs += result.resynced
+        return result
+
+    def resync(self, tcp_seq: int, rcd_sn: int) -> bool:
+        """Take an RX_RESYNC command; False if it changes nothing. Sequence number and record number in host order."""
+        cursor = self._strategy.answer(self._cursor, self._state is RxState.IN_SYNC, tcp_seq, rcd_sn)
+        if cursor is None:
+            return False
+        self._cursor, self._open, self._state = cursor, None, RxState.HINTED
+        return True
+
+    def wipe(self) -> None:
+        """Overwrite all secrets; every packet is left alone from now on."""
+        self._cursor = self._open = None
+        self._state = RxState.LOST
+        self._key.wipe()
+        self._fmt.wipe()
+        self.params.wipe()
+
+    def describe(self) -> dict[str, object]:
+        """Snapshot for control output."""
+        cursor = self._cursor
+        return {
+            **self.params.describe(),
+            "state": self._state.name.lower(),
+            "seq": cursor.seq if cursor else None,
+            "record": cursor.number if cursor else None,
+            "packets": self.packets,
+            "passed": self.passed,
+            "records": self.records,
+            "auth_failed": self.auth_failed,
+            "losses": self.losses,
+            "resyncs": self.resyncs,
+        }
+
+    def _place(self, seq: int, payload: memoryview) -> RxResult:
+        """Compare the packet with the cursor."""
+        cursor = self._cursor
+        if cursor is None:
+            return _UNTOUCHED
+        gap = (seq - cursor.seq) & SEQ_MASK
+        if not gap:
+            return self._follow(cursor, self._open, payload, True)
+        if gap >= SEQ_HALF:
+            old = SEQ_MASK + 1 - gap
+            return self._follow(cursor, self._open, payload[old:], False) if old < len(payload) else _UNTOUCHED
+        beyond = cursor.skip(gap)
+        if beyond is not None:
+            return self._follow(beyond, None, payload, True)
+        if gap >= MAX_HOLE:
+            self._cursor = self._open = None
+        return self._lose(error=False)
+
+    def _follow(self, cursor: Cursor, record: OpeningRecord | None, payload: memoryview, whole: bool) -> RxResult:
+        """Handle a payload that starts at `cursor`; `whole` if that is the whole packet."""
+        walked = walk(self._fmt, cursor, payload)
+        if walked is None or walked.last > MAX_NUMBER:
+            return self._lose(error=True)
+        resynced = self._state is RxState.HINTED
+        self._cursor, self._open, self._state = walked.after, None, RxState.IN_SYNC
+        try:
+            if whole and (record is not None or not cursor.pos):
+                return self._decrypt(cursor, walked, record, payload, resynced)
+            self._open = self._carry(cursor, walked, record, payload)
+        except FAULTS:
+            self._open = None
+            return RxResult(error=True, resynced=resynced)
+        return RxResult(resynced=True) if resynced else _UNTOUCHED
+
+    def _lose(self, error: bool) -> RxResult:
+        lost_sync = self._state is RxState.IN_SYNC
+        self._state = RxState.LOST
+        return RxResult(error=error, lost_sync=lost_sync)
+
+    def _decrypt(
+        self, cursor: Cursor, walked: Walk, record: OpeningRecord | None, payload: memoryview, resynced: bool
+    ) -> RxResult:
+        """Decrypt everything in `payload`; write it there if every tag is right."""
+        fmt, key, scratch = self._fmt, self._key, self._scratch
+        number = cursor.number
+        failed = 0
+        start = 0
+        texts: list[tuple[int, int]] = []  # where plaintext is in scratch, and belongs in the payload
+        for end in walked.ends:
+            if record is not None:
+                texts.append(record.feed(payload[:end], scratch[:end]))
+                failed += not record.verify()
+                record = None
+            else:
+                text = start + fmt.prefix
+                text_end = end - TAG_LEN
+                nonce, aad = fmt.nonce(number, payload, start), fmt.aad(number, payload, start)
+                failed += not key.open(nonce, aad, payload[text:end], scratch[text:text_end])
+                texts.append((text, text_end))
+            number += 1
+            start = end
+        if start < len(payload):
+            if record is None:
+                record = OpeningRecord(fmt, key, number)
+            text, text_end = record.feed(payload[start:], scratch[start:])
+            texts.append((start + text, start + text_end))
+        self._open = record
+        if failed:
+            return RxResult(auth_failed=failed, error=True, resynced=resynced)
+        plaintext = 0
+        for text, text_end in texts:
+            payload[text:text_end] = scratch[text:text_end]
+            plaintext += text_end - text
+        return RxResult(True, len(walked.ends), plaintext, resynced=resynced)
+
+    def _carry(
+        self, cursor: Cursor, walked: Walk, record: OpeningRecord | None, payload: memoryview
+    ) -> OpeningRecord | None:
+        """Follow a payload that is left alone; the record that it ends in, if it does and all of it was seen."""
+        start = walked.ends[-1] if walked.ends else 0
+        if start == len(payload):
+            return None
+        if walked.ends or not cursor.pos:
+            record = OpeningRecord(self._fmt, self._key, walked.after.number)
+        if record is not None:
+            record.feed(payload[start:], self._scratch[start:])
+        return record

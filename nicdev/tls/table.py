@@ -1,0 +1,124 @@
+"""The contexts of a device: handles to contexts, and flows to rx contexts.
+
+Theory of operation: the driver chooses a slot for each context and gives it a generation. A tx packet names both, so a
+handle that outlived its context (a device restart, a slot used again) never reaches another flow's key. An rx packet
+names neither; it is looked up by its flow. The table owns the contexts: what leaves it is wiped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nicdev.abi import MAX_TCP_PAYLOAD, Direction, Status
+from nicdev.errors import CommandError, TxDrop
+from nicdev.stats import Counter
+from nicdev.tls.context import ContextParams
+from nicdev.tls.rx import RxContext
+from nicdev.tls.tx import TxContext
+
+Flow = tuple[bytes, int, bytes, int]  # local address and port (the guest), remote address and port
+
+
+class RxEntry(NamedTuple):
+    """An rx context and its handle."""
+
+    slot: int
+    generation: int
+    context: RxContext
+
+
+class ContextTable:
+    """At most `max_contexts` contexts of either direction; slots count from 0."""
+
+    __slots__ = ("_flows", "_scratch", "_slots", "max_contexts")
+
+    def __init__(self, max_contexts: int) -> None:
+        self.max_contexts = max_contexts
+        self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
+        self._flows: dict[Flow, RxEntry] = {}
+        self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
+
+    def add(self, slot: int, generation: int, params: ContextParams) -> None:
+        """Make a context; `params` is taken over. Raises CommandError (TABLE_FULL, EXISTS, BAD_REQUEST), params wiped.
+
+        EXISTS: the slot is taken, or an rx context of the same flow exists.
+        """
+        flow = (*params.local, *params.remote)
+        status = self._refusal(slot, params.direction, flow)
+        if status is not Status.OK:
+            params.wipe()
+            raise CommandError(status)
+        if params.direction is Direction.TX:
+            self._slots[slot] = (generation, TxContext(params))
+            return
+        context = RxContext(params, self._scratch)
+        self._slots[slot] = (generation, context)
+        self._flows[flow] = RxEntry(slot, generation, context)
+
+    def get_tx(self, slot: int, generation: int) -> TxContext:
+        """The context of a tx packet. Raises TxDrop (TX_DROP_UNKNOWN_CONTEXT, _STALE_CONTEXT, _WRONG_DIRECTION)."""
+        entry = self._slots.get(slot)
+        if entry is None:
+            raise TxDrop(Counter.TX_DROP_UNKNOWN_CONTEXT)
+        if entry[0] != generation:
+            raise TxDrop(Counter.TX_DROP_STALE_CONTEXT)
+        context = entry[1]
+        if not isinstance(context, TxContext):
+            raise TxDrop(Counter.TX_DROP_WRONG_DIRECTION)
+        return context
+
+    def get_rx(self, slot: int, generation: int) -> RxContext:
+        """The context of an RX_RESYNC command. Raises CommandError (STALE; BAD_REQUEST for a tx context)."""
+        context = self._get(slot, generation)
+        if not isinstance(context, RxContext):
+            raise CommandError(Status.BAD_REQUEST, "not an rx context")
+        return context
+
+    def lookup_rx(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> RxEntry | None:
+        """The rx context of a flow: addresses of 4 or 16 bytes, local is the guest, ports in host order."""
+        return self._flows.get((local, local_port, remote, remote_port))
+
+    def delete(self, slot: int, generation: int) -> None:
+        """Wipe and forget a context. Raises CommandError(STALE)."""
+        context = self._get(slot, generation)
+        del self._slots[slot]
+        if isinstance(context, RxContext):
+            del self._flows[(*context.params.local, *context.params.remote)]
+        context.wipe()
+
+    def clear(self) -> int:
+        """Wipe and forget all contexts; how many there were."""
+        contexts = [context for _, context in self._slots.values()]
+        self._slots.clear()
+        self._flows.clear()
+        for context in contexts:
+            context.wipe()
+        self._scratch[:] = bytes(len(self._scratch))
+        return len(contexts)
+
+    def counts(self) -> dict[Direction, int]:
+        """Live contexts per direction."""
+        return {Direction.RX: len(self._flows), Direction.TX: len(self._slots) - len(self._flows)}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[tuple[int, int, TxContext | RxContext]]:
+        """Slot, generation and context of each, in order of creation."""
+        return ((slot, generation, context) for slot, (generation, context) in self._slots.items())
+
+    def _get(self, slot: int, generation: int) -> TxContext | RxContext:
+        entry = self._slots.get(slot)
+        if entry is None or entry[0] != generation:
+            raise CommandError(Status.STALE)
+        return entry[1]
+
+    def _refusal(self, slot: int, direction: Direction, flow: Flow) -> Status:
+        if slot >= self.max_contexts:
+            return Status.BAD_REQUEST
+        if len(self._slots) >= self.max_contexts:
+            return Status.TABLE_FULL
+        if slot in self._slots or (direction is Direction.RX and flow in self._flows):
+            return Status.EXISTS
+        return Status.OK

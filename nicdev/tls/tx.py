@@ -1,0 +1,160 @@
+"""Guest to wire: encrypt the records in a packet, in place.
+
+Theory of operation: a packet marked for encryption leaves encrypted or not at all. `encrypt` therefore works in three
+steps. It asks whether the packet starts where the context stands (or where its resync puts the context); it walks all
+record headers of the packet; only then does it touch a byte. What the first two steps refuse leaves the context as it
+was, except where a record header is missing: no stream can continue there, so the context is out of sync until a
+resync. Before the third step the context counts as out of sync, and it is in sync again when everything is done:
+whatever goes wrong between, no later packet can be encrypted with a wrong state.
+
+Records come framed by the kernel: header, explicit nonce, text, and 16 bytes for the tag. Those 16 bytes are
+uninitialised guest memory; every one of them that lies in the packet is overwritten. A record that lies whole in the
+packet is sealed in one call, others go through a `SealingRecord`.
+
+A resync says "record rcd_sn starts at record_seq" and brings the bytes from there up to the packet, which are encrypted
+too, but only to move the cipher's state to where the packet starts. With no such bytes the packet starts a record: that
+is how the next-record personality comes back.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nicdev.errors import TxDrop
+from nicdev.stats import Counter
+from nicdev.tls.aead import FAULTS, TAG_LEN, BytesLike
+from nicdev.tls.context import ContextParams
+from nicdev.tls.partial import SealingRecord
+from nicdev.tls.record import MAX_NUMBER
+from nicdev.tls.walk import SEQ_MASK, Cursor, Walk, walk
+
+
+class Resync(NamedTuple):
+    """Where the context has to stand for a packet; from a TX_TLS extension."""
+
+    record_seq: int  # TCP sequence number where the record starts
+    rcd_sn: int  # its number
+    prefix: BytesLike  # its bytes from record_seq up to the packet, may be empty
+
+
+class TxResult(NamedTuple):
+    """What was done to a packet that may leave."""
+
+    records: int  # records that ended in it
+    plaintext: int  # bytes that were encrypted
+
+
+class TxContext:
+    """Encryption state of one flow."""
+
+    __slots__ = ("_cursor", "_fmt", "_key", "_open", "packets", "params", "records", "resyncs")
+
+    def __init__(self, params: ContextParams) -> None:
+        self.params = params
+        self._fmt, self._key = params.crypto()
+        self._cursor = None if params.no_sync else Cursor(params.start_seq, params.rec_seq)  # None: out of sync
+        self._open: SealingRecord | None = None  # the record that the cursor stands in
+        self.packets = 0
+        self.records = 0
+        self.resyncs = 0
+
+    def encrypt(self, seq: int, payload: memoryview, resync: Resync | None = None) -> TxResult:
+        """Encrypt a TCP payload (writable, not empty) that starts at sequence number `seq`, in place.
+
+        Raises TxDrop with TX_DROP_WRONG_SEQ, _BAD_EXTENSION, _SEQ_WRAP (context and payload as before), _BAD_RECORD
+        (payload as before, context out of sync) or _CRYPTO (payload undefined, context out of sync). A packet for which
+        it raised must not be sent.
+        """
+        cursor, record = self._cursor, self._open
+        if resync is not None:
+            cursor, record = self._rebuild(seq, resync)
+        if cursor is None or cursor.seq != seq:
+            raise TxDrop(Counter.TX_DROP_WRONG_SEQ)
+        walked = self._walk(cursor, payload)
+        self._lose_sync()
+        try:
+            record, plaintext = self._seal(cursor, walked, record, payload)
+        except FAULTS as error:
+            raise TxDrop(Counter.TX_DROP_CRYPTO, repr(error)) from error
+        self._cursor, self._open = walked.after, record
+        self.packets += 1
+        self.records += len(walked.ends)
+        self.resyncs += resync is not None
+        return TxResult(len(walked.ends), plaintext)
+
+    def wipe(self) -> None:
+        """Overwrite all secrets; the context drops every packet from now on."""
+        self._lose_sync()
+        self._key.wipe()
+        self._fmt.wipe()
+        self.params.wipe()
+
+    def describe(self) -> dict[str, object]:
+        """Snapshot for control output."""
+        cursor = self._cursor
+        return {
+            **self.params.describe(),
+            "state": "in_sync" if cursor else "lost",
+            "seq": cursor.seq if cursor else None,
+            "record": cursor.number if cursor else None,
+            "packets": self.packets,
+            "records": self.records,
+            "resyncs": self.resyncs,
+        }
+
+    def _lose_sync(self) -> None:
+        self._cursor = self._open = None
+
+    def _walk(self, cursor: Cursor, payload: memoryview) -> Walk:
+        """Find the records, or raise TxDrop."""
+        walked = walk(self._fmt, cursor, payload)
+        if walked is None:
+            self._lose_sync()
+            raise TxDrop(Counter.TX_DROP_BAD_RECORD)
+        if walked.last > MAX_NUMBER:
+            raise TxDrop(Counter.TX_DROP_SEQ_WRAP)
+        return walked
+
+    def _rebuild(self, seq: int, resync: Resync) -> tuple[Cursor, SealingRecord | None]:
+        """Cursor and partial record at `seq`, from what the driver knows; the context itself is not changed."""
+        prefix = memoryview(resync.prefix)
+        if (resync.record_seq + len(prefix)) & SEQ_MASK != seq:
+            raise TxDrop(Counter.TX_DROP_BAD_EXTENSION, "the prefix does not end where the packet starts")
+        start = Cursor(resync.record_seq, resync.rcd_sn)
+        if not prefix:
+            return start, None
+        walked = self._walk(start, prefix)
+        if walked.ends:
+            raise TxDrop(Counter.TX_DROP_BAD_EXTENSION, "the prefix is longer than its record")
+        record = SealingRecord(self._fmt, self._key, resync.rcd_sn)
+        try:
+            record.feed(prefix, memoryview(bytearray(len(prefix))))
+        except FAULTS as error:
+            self._lose_sync()
+            raise TxDrop(Counter.TX_DROP_CRYPTO, repr(error)) from error
+        return walked.after, record
+
+    def _seal(
+        self, cursor: Cursor, walked: Walk, record: SealingRecord | None, payload: memoryview
+    ) -> tuple[SealingRecord | None, int]:
+        """Encrypt everything in `payload`; the record that it ends in, if it does, and the bytes encrypted."""
+        fmt, key = self._fmt, self._key
+        number = cursor.number
+        plaintext = 0
+        start = 0
+        for end in walked.ends:
+            if record is not None:
+                plaintext += record.feed(payload[:end], payload[:end])
+                record = None
+            else:
+                text = start + fmt.prefix
+                nonce, aad = fmt.nonce(number, payload, start), fmt.aad(number, payload, start)
+                key.seal(nonce, aad, payload[text : end - TAG_LEN], payload[text:end])
+                plaintext += end - TAG_LEN - text
+            number += 1
+            start = end
+        if start < len(payload):
+            if record is None:
+                record = SealingRecord(fmt, key, number)
+            plaintext += record.feed(payload[start:], payload[start:])
+        return record, plaintext

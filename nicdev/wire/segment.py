@@ -1,0 +1,50 @@
+"""TCP segmentation: what a NIC does with a packet larger than the path's MTU.
+
+Theory of operation: every piece gets a copy of all headers, in which only these change: lengths, the IPv4
+identification (counts up) and header checksum, the sequence number, flags and the TCP checksum. FIN and PSH belong to
+the last byte, so only the last piece keeps them; CWR announces one window reduction, so only the first does (RFC 3168
+6.1.2). The result is what the kernel's tcp_gso_segment would have made.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+from nicdev.wire import checksum
+from nicdev.wire.frame import ETH_HLEN, IPV6_HLEN, TCP_CWR, TCP_FIN, TCP_PSH, Frame
+
+_U16: Final = Struct(">H")
+_U32: Final = Struct(">I")
+_IPV4_LENGTH_ID: Final = Struct(">HH")
+
+
+def segment(frame: memoryview | bytearray, f: Frame, mss: int) -> list[bytearray]:
+    """Cut a frame into frames of at most `mss` (>= 1) bytes of TCP payload each, with all checksums complete.
+
+    The input may carry any checksums. Ethernet padding is not copied. A frame that is small enough comes back as one.
+    """
+    view = memoryview(frame)
+    headers = view[: f.payload]
+    length = f.end - f.payload
+    identification = _U16.unpack_from(frame, f.l3 + 4)[0] if f.family == 4 else 0
+    pieces = []
+    for offset in range(0, length or 1, mss):
+        chunk = view[f.payload + offset : min(f.payload + offset + mss, f.end)]
+        piece = bytearray(headers)
+        piece += chunk
+        end = f.payload + len(chunk)
+        if f.family == 4:
+            _IPV4_LENGTH_ID.pack_into(piece, f.l3 + 2, end - ETH_HLEN, identification & 0xFFFF)
+            identification += 1
+            checksum.fill_ipv4_header(piece, f)
+        else:
+            _U16.pack_into(piece, f.l3 + 4, end - ETH_HLEN - IPV6_HLEN)
+        _U32.pack_into(piece, f.l4 + 4, (f.seq + offset) & 0xFFFFFFFF)
+        if offset:
+            piece[f.l4 + 13] &= ~TCP_CWR
+        if offset + mss < length:
+            piece[f.l4 + 13] &= ~(TCP_FIN | TCP_PSH)
+        checksum.fill_tcp(piece, f._replace(end=end))
+        pieces.append(piece)
+    return pieces

@@ -1,0 +1,73 @@
+"""struct virtio_net_hdr_v1: the header before every packet of a VERSION_1 virtio-net device (virtio 1.2, 5.1.6).
+
+Theory of operation: the guest's header is a set of claims about its frame. `check` proves those that later code relies
+on, once, so that nothing behind it tests them again. A tap device takes the same header and refuses the same lies.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+from nicdev.errors import FrameError
+from nicdev.stats import Counter
+from nicdev.wire.frame import ETH_HLEN
+
+VIRTIO_NET_HDR_F_NEEDS_CSUM: Final = 1
+VIRTIO_NET_HDR_F_DATA_VALID: Final = 2
+VIRTIO_NET_HDR_F_RSC_INFO: Final = 4
+
+VIRTIO_NET_HDR_GSO_NONE: Final = 0
+VIRTIO_NET_HDR_GSO_TCPV4: Final = 1
+VIRTIO_NET_HDR_GSO_UDP: Final = 3
+VIRTIO_NET_HDR_GSO_TCPV6: Final = 4
+VIRTIO_NET_HDR_GSO_UDP_L4: Final = 5
+VIRTIO_NET_HDR_GSO_ECN: Final = 0x80  # beside a TCP type
+
+VNET_HDR: Final = Struct("<BBHHHHH")  # little-endian, field for field as below
+_GSO_OFFERED: Final = (VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6)  # HOST_TSO4, HOST_TSO6
+
+
+class VnetHdr(NamedTuple):
+    """struct virtio_net_hdr_v1. Offsets count from the start of the frame, which follows the header."""
+
+    flags: int = 0
+    gso_type: int = VIRTIO_NET_HDR_GSO_NONE
+    hdr_len: int = 0  # a hint, never relied upon
+    gso_size: int = 0  # bytes of TCP payload per segment
+    csum_start: int = 0
+    csum_offset: int = 0  # from csum_start
+    num_buffers: int = 0
+
+    @classmethod
+    def unpack_from(cls, buffer: memoryview | bytearray | bytes, offset: int = 0) -> VnetHdr:
+        """Read the 12 bytes at `offset`; the caller knows that they are there."""
+        return cls._make(VNET_HDR.unpack_from(buffer, offset))
+
+    def pack(self) -> bytes:
+        """The header's 12 bytes."""
+        return VNET_HDR.pack(*self)
+
+
+def check(hdr: VnetHdr, frame_len: int) -> None:
+    """Raise FrameError(TX_DROP_BAD_HEADER) unless the header fits a frame of `frame_len` bytes.
+
+    Afterwards: with NEEDS_CSUM the two checksum bytes lie in the frame, behind the Ethernet header; with a gso_type,
+    gso_size is not 0 and NEEDS_CSUM is set, as virtio 1.2, 5.1.6.2.1 demands of the driver.
+    """
+    if frame_len < ETH_HLEN:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"frame of {frame_len} bytes")
+    if hdr.hdr_len > frame_len:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"hdr_len {hdr.hdr_len} in a frame of {frame_len} bytes")
+    needs_csum = hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
+    if needs_csum and (hdr.csum_start < ETH_HLEN or hdr.csum_start + hdr.csum_offset + 2 > frame_len):
+        where = f"csum_start {hdr.csum_start}, csum_offset {hdr.csum_offset}"
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"{where} in a frame of {frame_len} bytes")
+    if hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE:
+        return
+    if hdr.gso_type & ~VIRTIO_NET_HDR_GSO_ECN not in _GSO_OFFERED:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"gso_type {hdr.gso_type:#x} was not offered")
+    if not hdr.gso_size:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, "gso_size 0")
+    if not needs_csum:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, "segmentation without NEEDS_CSUM")
