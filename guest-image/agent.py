@@ -5,15 +5,16 @@ Every frame is `id u32, kind u8, length u32` in network order and then `length` 
 fresh id; all frames of that request, both ways, carry it, so any number of requests run at once. Requests:
 
     PING    {}                                  -> HELLO {json}
-    SPAWN   {argv, env, cwd, pty, rows, cols}   -> OUT*, ERR*, then EXIT or FAIL; DATA feeds stdin, an empty one closes it
+    SPAWN   {argv, env, cwd, pty, rows, cols}   -> OUT*, ERR*, then EXIT or FAIL; DATA feeds stdin, empty closes it
     PUT     {path, mode}                        -> DATA* carry the content, an empty one ends it; then EXIT or FAIL
     GET     {path}                              -> OUT*, then EXIT or FAIL
     SIGNAL  one byte, WINDOW two u16            to the running SPAWN of that id; no reply
 
 EXIT carries the exit status as decimal text, negative for a signal. One thread, one selector, standard library only.
-The other side is testbed/agent.py, which repeats the frame constants; a unit test joins the two files over a socket pair.
+The other side is testbed/agent.py, which repeats the frame constants; a unit test joins the two over a socket pair.
 """
 
+import contextlib
 import fcntl
 import glob
 import json
@@ -62,7 +63,7 @@ class Link:
 class Program:
     """One SPAWN: the process, the pipes or the terminal it talks through, and its end (a pidfd)."""
 
-    def __init__(self, agent, request, argv, env=None, cwd=None, pty=False, rows=24, cols=80):
+    def __init__(self, agent, request, argv, env=None, cwd=None, pty=False, rows=24, cols=80):  # noqa: PLR0917
         self.agent, self.request = agent, request
         self.backlog = bytearray()
         self.input_ended = False
@@ -153,10 +154,8 @@ class Program:
         self.agent.link.send(self.request, EXIT, str(status).encode())
 
     def signal(self, number):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 class Upload:
@@ -165,7 +164,7 @@ class Upload:
     def __init__(self, agent, request, path, mode):
         self.agent, self.request, self.path, self.mode = agent, request, path, mode
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        self.file = open(f"{path}.{request}.part", "wb")
+        self.file = open(f"{path}.{request}.part", "wb")  # noqa: SIM115 - closed by the frame that ends it
 
     def feed(self, data):
         if data:

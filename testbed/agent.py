@@ -7,6 +7,7 @@ the stream ends, every open request and every later one raises GuestDied with th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -155,10 +156,8 @@ class GuestAgent:
 
     def close(self) -> None:
         """End the connection; open requests raise GuestDied."""
-        try:
+        with contextlib.suppress(OSError):  # the other side may have been faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other side was faster
         self._reader.join()
         self._socket.close()
 

@@ -11,7 +11,7 @@ from testbed.errors import SetupError
 from testbed.stages import BUILD, command
 
 # Extracted packages expect these links; only base-files or its maintainer script would make them, too late.
-MERGED_USR = 'for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done'  # noqa: S604
+MERGED_USR = 'for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done'
 # Neither proxy passwords nor mirrors belong into an image.
 FORGET_HOST = 'rm -rf "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d'
 
@@ -51,25 +51,27 @@ def _apt_options() -> list[str]:
     return [f"--aptopt={line}" for line in lines if line.startswith(("Acquire::http::", "Acquire::https::"))]
 
 
-def _mmdebstrap(suites: Sequence[str], packages: Sequence[str], options: Sequence[str]) -> list[str]:
+def _mmdebstrap(
+    target: str, suites: Sequence[str], packages: Sequence[str], hooks: Sequence[str], options: Sequence[str]
+) -> list[str]:
     uri = mirror()
-    sources = [f"deb {uri} {suite} main" for suite in suites]
     return [
         "mmdebstrap",
         '--aptopt=Apt::Install-Recommends "false"',
         *_apt_options(),
-        f"--include={','.join(packages)}",
         *options,
-    ] + [suites[0], "TARGET", *sources]
+        *[f"--customize-hook={hook}" for hook in (*hooks, FORGET_HOST)],
+        f"--include={','.join(packages)}",
+        suites[0],
+        target,
+        *[f"deb {uri} {suite} main" for suite in suites],
+    ]
 
 
 def extract(target: Path, suites: Sequence[str], packages: Sequence[str], log: Path) -> None:
     """Unpack packages and what they depend on into a folder, running none of their scripts; needs no privilege."""
-    options = ["--variant=extract", "--mode=chrootless", "--format=directory"]
-    options += [f"--setup-hook={MERGED_USR}", f"--customize-hook={FORGET_HOST}"]
-    argv = _mmdebstrap(suites, packages, options)
-    argv[argv.index("TARGET")] = str(target)
-    command(argv, log)
+    options = ["--variant=extract", "--mode=chrootless", "--format=directory", f"--setup-hook={MERGED_USR}"]
+    command(_mmdebstrap(str(target), suites, packages, [], options), log)
 
 
 def install_to_squashfs(image: Path, suite: str, packages: Sequence[str], hooks: Sequence[str], log: Path) -> None:
@@ -77,9 +79,7 @@ def install_to_squashfs(image: Path, suite: str, packages: Sequence[str], hooks:
     root = os.geteuid() == 0
     options = ["--variant=apt", f"--mode={'root' if root else 'unshare'}", "--format=tar"]
     options += [f'--dpkgopt=path-exclude="/usr/share/{name}/*"' for name in ("doc", "man", "locale", "info")]
-    options += [f"--customize-hook={hook}" for hook in (*hooks, FORGET_HOST)]
-    argv = _mmdebstrap([suite], packages, options)
-    argv[argv.index("TARGET")] = "-"
+    argv = _mmdebstrap("-", [suite], packages, hooks, options)
     pack = ["sqfstar", "-comp", "lz4", "-no-progress", "-quiet", str(image)]
     environment = dict(os.environ)
     if root:  # mmdebstrap's own leftovers, should it be killed, then lie where the next run sweeps

@@ -130,11 +130,12 @@ class Guest:
 
     def _connect(self, deadline: float) -> socket.socket:
         assert self._runtime is not None
-        connection = socket.socket(socket.AF_UNIX)
         while True:
+            connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(str(self._runtime / "agent.sock"))
             except OSError:
+                connection.close()
                 self._check_boot(deadline)
                 time.sleep(POLL / 5)
             else:

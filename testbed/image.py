@@ -28,18 +28,6 @@ LOGS = BUILD / "log"
 GUEST_SUITE = "trixie"
 PAYLOAD = "payload/opt/tlsnic"
 
-# `make` and friends, besides what linux-headers depends on (the compiler). dash to awk is what Kbuild's scripts call.
-BUILD_PACKAGES = (
-    "make gcc perl sparse kmod busybox-static dash bash coreutils sed grep findutils gawk base-files".split()
-)
-
-# Folders of modules that travel into the guest; everything these depend on comes along.
-MODULE_FOLDERS = """arch/x86/crypto crypto lib kernel net/core net/ipv4 net/ipv6 net/netfilter net/sched net/tls net/packet
-net/bridge net/8021q net/802 net/llc net/unix net/xfrm net/psample net/9p net/vmw_vsock drivers/virtio drivers/net/bonding
-drivers/net/netdevsim drivers/net/team drivers/net/ipvlan drivers/char/hw_random fs/squashfs fs/overlayfs fs/9p fs/netfs
-""".split()
-MODULE_NAMES = """virtio_net net_failover failover veth tun tap dummy ifb macvlan macvtap nlmon vxlan geneve vrf sch_netem
-virtio_blk virtio_console loop null_blk ext4""".split()
 BOOT_MODULES = ["virtio_pci", "virtio_blk", "squashfs", "overlay"]
 
 
@@ -83,6 +71,12 @@ KERNELS = {
 DEFAULT_KERNEL = "6.12"
 
 
+def words(name: str) -> list[str]:
+    """The words of a list in guest-image/, without its comments."""
+    lines = (SOURCES / name).read_text().splitlines()
+    return [word for line in lines for word in line.split("#")[0].split()]
+
+
 def kernel_named(name: str) -> Kernel:
     """Raises SetupError for a kernel that is not offered."""
     if name not in KERNELS:
@@ -92,32 +86,31 @@ def kernel_named(name: str) -> Kernel:
 
 def build_guest(image: Path = BUILD / "guest.squashfs") -> bool:
     """The user space; False when it was cached."""
-    text = (SOURCES / "packages").read_text()
-    packages = [word for line in text.splitlines() for word in line.split("#")[0].split()]
+    packages = words("packages")
     hooks = ['mkdir -p "$1/opt/tlsnic" "$1/usr/lib/modules"', 'rm -rf "$1/boot" "$1"/var/cache/*']
-    key = digest(GUEST_SUITE, *packages, *hooks, "2")
+    key = digest(GUEST_SUITE, *packages, *hooks)
     log = LOGS / "guest.log"
     return cached(image, key, lambda out: debian.install_to_squashfs(out, GUEST_SUITE, packages, hooks, log))
 
 
 def build_kernel(kernel: Kernel) -> bool:
     """Unpack the kernel with its build root and make module image and initramfs; False when all was cached."""
-    packages = [f"linux-image-amd64{kernel.select}", f"linux-headers-amd64{kernel.select}", *BUILD_PACKAGES]
+    packages = [f"linux-image-amd64{kernel.select}", f"linux-headers-amd64{kernel.select}", *words("build-packages")]
     log = LOGS / f"kernel-{kernel.name}.log"
 
     def unpack(out: Path) -> None:
         debian.extract(out, kernel.suites, packages, log)
-        if not (out / "usr/bin/awk").exists():
-            (out / "usr/bin/awk").symlink_to("gawk")
+        (out / "usr/bin/awk").symlink_to("gawk")
         found = [path.name for path in (out / "usr/lib/modules").iterdir()]
         if len(found) != 1 or not found[0].startswith(f"{kernel.name}."):
             raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} now has {' '.join(found)}")
+        _run_depmod(out, found[0], out / "usr", log)
 
     root_key = digest(*kernel.suites, *packages)
     built = cached(kernel.root, root_key, unpack)
     key = digest(root_key, kernel.release)
     built |= cached(kernel.image, key, lambda out: _copy_kernel(kernel, out))
-    modules_key = digest(key, *MODULE_FOLDERS, *MODULE_NAMES)
+    modules_key = digest(key, *words("modules"))
     image = kernel.folder / "modules.squashfs"
     built |= cached(image, modules_key, lambda out: _pack_modules(kernel, out, log))
     init = SOURCES / "initramfs-init"
@@ -141,7 +134,8 @@ def _dependencies(kernel: Kernel) -> dict[str, list[str]]:
     return table
 
 
-def _module_name(path: str) -> str:
+def module_name(path: str) -> str:
+    """A module file's name as the kernel knows it."""
     return Path(path).name.split(".ko")[0].replace("-", "_")
 
 
@@ -166,10 +160,10 @@ def _module_bytes(path: Path) -> bytes:
 
 def _pack_modules(kernel: Kernel, out: Path, log: Path) -> None:
     source = kernel.root / "usr/lib/modules" / kernel.release
-    _run_depmod(kernel, kernel.root / "usr", log)
     table = _dependencies(kernel)
-    prefixes = tuple(f"kernel/{folder}/" for folder in MODULE_FOLDERS)
-    wanted = [path for path in table if path.startswith(prefixes) or _module_name(path) in MODULE_NAMES]
+    listed = words("modules")
+    folders = tuple(f"kernel/{word}" for word in listed if word.endswith("/"))
+    wanted = [path for path in table if path.startswith(folders) or module_name(path) in listed]
     tree = out.with_name(f"{out.name}-tree")
     target = tree / "lib/modules" / kernel.release
     for module in closure(table, wanted):
@@ -178,22 +172,32 @@ def _pack_modules(kernel: Kernel, out: Path, log: Path) -> None:
         copy.write_bytes(_module_bytes(source / module))
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         shutil.copyfile(source / name, target / name)
-    _run_depmod(kernel, tree, log)
-    pack = ["mksquashfs", tree / "lib/modules", out, "-comp", "lz4", "-all-root", "-noappend", "-no-progress", "-quiet"]
+    _run_depmod(kernel.root, kernel.release, tree, log)
+    pack = [
+        "mksquashfs",
+        str(tree / "lib/modules"),
+        str(out),
+        "-comp",
+        "lz4",
+        "-all-root",
+        "-noappend",
+        "-no-progress",
+        "-quiet",
+    ]
     command(pack, log)
     shutil.rmtree(tree)
 
 
-def _run_depmod(kernel: Kernel, folder: Path, log: Path) -> None:
+def _run_depmod(root: Path, release: str, folder: Path, log: Path) -> None:
     """(Re)write the dependency files under folder/lib/modules, with the build root's own depmod."""
-    in_root(kernel.root, ["depmod", "-b", "/mnt", kernel.release], log, [(folder, "/mnt")])
+    in_root(root, ["depmod", "-b", "/mnt", release], log, [(folder, "/mnt")])
 
 
 def _write_initramfs(kernel: Kernel, out: Path, init: Path) -> None:
     table = _dependencies(kernel)
-    modules = closure(table, [path for path in table if _module_name(path) in BOOT_MODULES])
+    modules = closure(table, [path for path in table if module_name(path) in BOOT_MODULES])
     folder = kernel.root / "usr/lib/modules" / kernel.release
-    names = [f"{_module_name(path)}.ko" for path in modules]
+    names = [f"{module_name(path)}.ko" for path in modules]
     entries = [cpio.directory(name) for name in ("dev", "proc", "sys", "lower", "over", "new", "payload")]
     entries += [
         cpio.char_device("dev/console", 5, 1),

@@ -49,7 +49,7 @@ class Assets:
 def prepare(
     kernel_name: str | None = None, *, with_driver: bool = True, environ: Mapping[str, str] = os.environ
 ) -> Assets:
-    """Build what is not there yet, one line per stage. Raises SetupError. `KERNEL` in the environment is the default."""
+    """Build what is not there yet, one line per stage; the default kernel is `environ["KERNEL"]`. Raises SetupError."""
     kernel = kernel_named(kernel_name or environ.get("KERNEL") or DEFAULT_KERNEL)
     with build_lock(say):
         progress = Progress(STAGES, SHELL_STAGES + 1)

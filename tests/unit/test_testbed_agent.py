@@ -150,7 +150,7 @@ def test_files_travel_with_their_mode(agent: GuestAgent, tmp_path: Path) -> None
 def test_file_errors(agent: GuestAgent) -> None:
     with pytest.raises(AgentError, match="No such file"):
         agent.get("/no/such/file")
-    with pytest.raises(AgentError, match="Is a directory|Not a directory|No such"):
+    with pytest.raises(AgentError, match="No such file"):
         agent.put("/proc/self/nothing/here", b"x")
     assert agent.ping()
 
