@@ -22,13 +22,15 @@ from nicdev import __version__, abi
 from nicdev.control import Control, Identity
 from nicdev.edge.control_socket import ControlSocket
 from nicdev.edge.device import Device
-from nicdev.edge.frontend import Frontend
+from nicdev.edge.frontend import Frontend, from_fd, listen_at
+from nicdev.edge.host import LinuxHost
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import PairPort, Port
 from nicdev.errors import ConfigError
 from nicdev.nic import Nic, Observer
 from nicdev.stats import Stats
 from nicdev.tls.table import ContextTable
+from nicdev.vhost.protocol import VhostUserBackend
 
 CAPABILITIES: Final = {"type": "net", "features": ["tls-offload"]}
 PORT_KINDS: Final = ("tap", "pair", "null")
@@ -170,12 +172,36 @@ def _build_nic(config: Config) -> Nic:
     return Nic(stats, table, Control(Identity(__version__, caps), table, stats), lambda: secrets.randbits(64))
 
 
+def _contexts(nic: Nic) -> list[dict[str, object]]:
+    return [{"slot": slot, "generation": generation, **c.describe()} for slot, generation, c in nic.table]
+
+
 def _control_handlers(nics: Sequence[Nic]) -> dict[str, Any]:
     return {
         "stats": lambda _: {"nics": [nic.stats.as_dict() for nic in nics]},
-        "contexts": lambda _: {"nics": [nic.table.describe() for nic in nics]},
+        "contexts": lambda _: {"nics": [_contexts(nic) for nic in nics]},
         "info": lambda _: {"version": __version__, "max_contexts": nics[0].table.max_contexts},
     }
+
+
+def _serve(config: Config, loop: Loop, device: Device, path: Path | None, stack: ExitStack) -> None:
+    """Offer `device` to a front end at `path` or at the inherited fd."""
+    host = LinuxHost()
+
+    def make_backend() -> VhostUserBackend:
+        return VhostUserBackend(host, device, device.nic.stats, queue_pairs=config.queues)
+
+    sock = listen_at(path) if path is not None else from_fd(config.fd if config.fd is not None else -1)
+    frontend = Frontend(sock, make_backend, path)
+    stack.callback(frontend.close)
+
+    def on_readable() -> None:
+        served = frontend.connected
+        frontend.on_readable()
+        if frontend.finished or (config.exit_on_disconnect and served and not frontend.connected):
+            loop.stop()
+
+    loop.watch(frontend.fileno(), on_readable)
 
 
 def run(config: Config) -> None:
@@ -197,12 +223,7 @@ def run(config: Config) -> None:
         for port, nic, path in zip(ports, nics, config.socket_paths or (None,), strict=True):
             stack.callback(port.close)
             nic.observer = observer
-            device = Device(loop, nic, port, config.queues)
-            on_disconnect = loop.stop if config.exit_on_disconnect else None
-            frontend = Frontend(
-                loop, device, config.queues, socket_path=path, fd=config.fd, on_disconnect=on_disconnect
-            )
-            stack.callback(frontend.close)
+            _serve(config, loop, Device(loop, nic, port, config.queues), path, stack)
         if config.control is not None:
             stack.callback(ControlSocket(loop, config.control, _control_handlers(nics)).close)
         logging.getLogger(__name__).info("serving %s on port %s", config.socket_paths or config.fd, config.port.kind)

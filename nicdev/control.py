@@ -106,7 +106,6 @@ class Control:
     def _rx_resync(self, header: abi.CommandHeader, body: memoryview) -> bytes:
         answer = abi.RxResync._make(abi.RX_RESYNC.unpack(body))
         self._table.get_rx(header.slot, header.generation).resync(answer.tcp_seq, answer.rcd_sn)
-        self._stats.add(Counter.RX_TLS_RESYNCED)
         return b""
 
     def _get_stats(self, _header: abi.CommandHeader, _body: memoryview) -> bytes:

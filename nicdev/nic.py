@@ -29,7 +29,7 @@ from nicdev.stats import Counter, Stats
 from nicdev.tls.rx import RxResult
 from nicdev.tls.table import ContextTable
 from nicdev.tls.tx import Resync
-from nicdev.virtio.features import Feature
+from nicdev.virtio import features
 from nicdev.wire import checksum, segment, vnet
 from nicdev.wire.frame import ETH_HLEN, Frame, parse
 
@@ -41,8 +41,8 @@ MAX_STEERED_FLOWS: Final = 65536
 _EXT_HDR: Final = vnet.VnetHdr(flags=abi.HDR_F_EXT, num_buffers=1).pack()
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
 _NEEDS_SEGMENTING = {
-    vnet.VIRTIO_NET_HDR_GSO_TCPV4: Feature.NET_GUEST_TSO4,
-    vnet.VIRTIO_NET_HDR_GSO_TCPV6: Feature.NET_GUEST_TSO6,
+    vnet.VIRTIO_NET_HDR_GSO_TCPV4: features.VIRTIO_NET_F_GUEST_TSO4,
+    vnet.VIRTIO_NET_HDR_GSO_TCPV6: features.VIRTIO_NET_F_GUEST_TSO6,
 }
 
 
@@ -245,7 +245,7 @@ class Nic:
 
     @property
     def _steering_wanted(self) -> bool:
-        return bool(self.features & Feature.NET_MQ)
+        return bool(self.features & features.VIRTIO_NET_F_MQ)
 
     def _steer(self, queue: int, parsed: Frame | None) -> None:
         """Automatic receive steering (virtio 1.2, 5.1.6.5.6.2): a flow is received where it last transmitted."""
@@ -279,7 +279,7 @@ class Nic:
 
     def _plain_header(self, header: memoryview, frame: memoryview) -> bytes | memoryview:
         """The header for a frame handed over as it is; completes its checksum where the driver cannot."""
-        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM or self.features & Feature.NET_GUEST_CSUM:
+        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM or self.features & features.VIRTIO_NET_F_GUEST_CSUM:
             return header
         _, _, _, _, start, offset, _ = vnet.VNET_HDR.unpack_from(header)
         if start + offset + 2 <= len(frame):
@@ -317,9 +317,9 @@ class Nic:
             result.records & 0xFFFF,
             result.plaintext,
         )
-        header = bytes((plain.header[0] | abi.HDR_F_EXT,)) + plain.header[1:] + extension
+        marked = bytes((plain.header[0] | abi.HDR_F_EXT,)) + plain.header[1:] + extension
         about = f"slot={slot} gen={generation} rx {'decrypted' if result.decrypted else 'untouched'}"
-        return Packet(header, frame), f"{about} records={result.records}"
+        return Packet(marked, frame), f"{about} records={result.records}"
 
     def _count_rx(self, result: RxResult, parsed: Frame) -> int:
         """Count one verdict; return its RxTlsFlag bits."""
@@ -330,7 +330,8 @@ class Nic:
             stats[Counter.RX_TLS_RECORDS] += result.records
         else:
             stats[Counter.RX_TLS_PASSED] += 1
-        stats[Counter.RX_TLS_AUTH_FAIL] += result.error
+        stats[Counter.RX_TLS_AUTH_FAIL] += result.auth_failed
         stats[Counter.RX_TLS_LOST_SYNC] += result.lost_sync
+        stats[Counter.RX_TLS_RESYNCED] += result.resynced
         flags = abi.RxTlsFlag.DECRYPTED if result.decrypted else 0
         return int(flags | (abi.RxTlsFlag.ERROR if result.error else 0))

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from nicdev.errors import FrameError
 from nicdev.nic import MAX_CHAIN, Nic, Packet
 from nicdev.stats import Counter
-from nicdev.virtio.features import Feature
+from nicdev.virtio import features
 from nicdev.virtio.ring import SplitRing
 
 BURST: Final = 64  # packets per call, so that no queue starves another
@@ -77,7 +77,7 @@ class QueuePair:
             stats[Counter.RX_DROP_QUEUE_DOWN] += 1
             return True
         need = len(packet.header) + len(packet.frame)
-        merge = bool(self.nic.features & Feature.NET_MRG_RXBUF)
+        merge = bool(self.nic.features & features.VIRTIO_NET_F_MRG_RXBUF)
         taken: list[tuple[int, list[memoryview], int]] = []
         room = 0
         while room < need and (merge or not taken):

@@ -42,7 +42,7 @@ class Counter(IntEnum):
     RX_TLS_PASSED = auto()  # matched a context but left untouched
     RX_TLS_AUTH_FAIL = auto()  # records whose tag did not verify
     RX_TLS_LOST_SYNC = auto()  # events, not packets
-    RX_TLS_RESYNCED = auto()  # resync answers applied
+    RX_TLS_RESYNCED = auto()  # resync answers that took effect
     RX_TLS_BAD_CSUM = auto()  # matched a context, checksum wrong: untouched
     RX_DROP_NO_BUFFER = auto()
     RX_DROP_TOO_BIG = auto()

@@ -93,8 +93,8 @@ class Device:
 
     def reset(self, reason: str) -> None:
         """Contexts and keys go."""
-        if self.nic.table.live:
-            log.info("reset (%s): %d contexts deleted", reason, self.nic.table.live)
+        if len(self.nic.table):
+            log.info("reset (%s): %d contexts deleted", reason, len(self.nic.table))
         self.nic.reset()
         self._held.clear()
         self.port.resume()

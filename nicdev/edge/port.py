@@ -33,8 +33,8 @@ class Port:
     def resume(self) -> None:
         """The device can take packets again."""
 
-    def features_changed(self, features: int) -> None:
-        """The guest negotiated `features` (virtio feature bits)."""
+    def features_changed(self, accepted: int) -> None:
+        """The guest accepted these (virtio feature bits)."""
 
     def close(self) -> None:
         """Release what the port holds."""

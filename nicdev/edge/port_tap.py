@@ -16,7 +16,7 @@ from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import ConfigError
 from nicdev.nic import MAX_FRAME, Packet
-from nicdev.virtio.features import Feature
+from nicdev.virtio import features
 from nicdev.wire import vnet
 
 TUN_PATH: Final = "/dev/net/tun"
@@ -90,14 +90,14 @@ class TapPort(Port):
                 self._loop.unwatch(self._fd)
                 return
 
-    def features_changed(self, features: int) -> None:
+    def features_changed(self, accepted: int) -> None:
         """Ask the kernel for no more than the guest takes."""
         offload = 0
-        if features & Feature.NET_GUEST_CSUM:
+        if accepted & features.VIRTIO_NET_F_GUEST_CSUM:
             offload |= TUN_F_CSUM
-            offload |= TUN_F_TSO4 if features & Feature.NET_GUEST_TSO4 else 0
-            offload |= TUN_F_TSO6 if features & Feature.NET_GUEST_TSO6 else 0
-            offload |= TUN_F_TSO_ECN if features & Feature.NET_GUEST_ECN else 0
+            offload |= TUN_F_TSO4 if accepted & features.VIRTIO_NET_F_GUEST_TSO4 else 0
+            offload |= TUN_F_TSO6 if accepted & features.VIRTIO_NET_F_GUEST_TSO6 else 0
+            offload |= TUN_F_TSO_ECN if accepted & features.VIRTIO_NET_F_GUEST_ECN else 0
         fcntl.ioctl(self._fd, TUNSETOFFLOAD, offload)
 
     def close(self) -> None:
