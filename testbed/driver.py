@@ -6,16 +6,22 @@ source tree stays clean. Kbuild then recompiles what has changed.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from testbed import debian
 from testbed.errors import SetupError
-from testbed.image import LOGS, Kernel
-from testbed.stages import PROJECT, digest, in_root, remove, tail
+from testbed.image import GUEST_SUITE, LOGS, Kernel
+from testbed.stages import BUILD, PROJECT, cached, command, digest, in_root, remove
 
 SOURCE = PROJECT / "driver"
 MODULE = "tlsnic.ko"
+CHECKPATCH_SOURCE = "linux-source-6.12"
+CHECKPATCH_FILES = ("checkpatch.pl", "spelling.txt", "const_structs.checkpatch")
+# Two things in the headers of 7.2 that Debian's sparse does not know; after an error it would fall silent.
+SPARSE_FLAGS = "-D__typeof_unqual__=__typeof__ '-D__builtin_strlen(x)=(sizeof(x)-1)'"
 
 
 def _sync(source: Path, target: Path) -> None:
@@ -59,12 +65,33 @@ def check(kernel: Kernel, source: Path = SOURCE) -> str:
     folder = kernel.folder / "driver-check"
     shutil.rmtree(folder, ignore_errors=True)
     log = LOGS / f"driver-check-{kernel.name}.log"
-    # C=1 would be turned off: Debian's headers lack the script that looks for sparse.
-    _make(kernel, source, folder, ["W=1", "KBUILD_CHECKSRC=1"], log)
+    # C=1 would be turned off, as Debian's headers lack the script that looks for sparse.
+    _make(kernel, source, folder, ["W=1", "KBUILD_CHECKSRC=1", f"CF={SPARSE_FLAGS}"], log)
     complaints = [line for line in log.read_text().splitlines() if "warning:" in line or "error:" in line]
     return "\n".join(complaints)
 
 
-def last_words(kernel: Kernel) -> str:
-    """The end of the last build's log."""
-    return tail(LOGS / f"driver-{kernel.name}.log")
+def _fetch_checkpatch(out: Path) -> None:
+    """The kernel's own style checker lies in no package but the whole source's."""
+    log = LOGS / "checkpatch.log"
+    unpacked = out.with_name(f"{out.name}-source")
+    debian.extract(unpacked, [GUEST_SUITE], [CHECKPATCH_SOURCE], log)
+    out.mkdir()
+    archive = unpacked / f"usr/src/{CHECKPATCH_SOURCE}.tar.xz"
+    names = [f"{CHECKPATCH_SOURCE}/scripts/{name}" for name in CHECKPATCH_FILES]
+    command(["tar", "-xJf", archive, "-C", out, "--strip-components=2", "--occurrence=1", *names], log)
+    remove(unpacked)
+
+
+def style(kernel: Kernel, source: Path = SOURCE) -> str:
+    """What checkpatch --strict has to say about the sources; empty when nothing. Fetches it once (a large package)."""
+    folder = BUILD / "checkpatch"
+    cached(folder, digest(CHECKPATCH_SOURCE, *CHECKPATCH_FILES), _fetch_checkpatch)
+    log = LOGS / "driver-style.log"
+    log.unlink(missing_ok=True)
+    files = [f"/mnt/{path.name}" for path in sorted(source.glob("*.[ch]"))]
+    arguments = ["--no-tree", "--strict", "--terse", "--no-summary", "--show-types", "--max-line-length=100"]
+    mounts = [(source, "/mnt"), (folder, "/opt")]
+    with contextlib.suppress(SetupError):  # it ends with 1 when it has something to say, which the log tells
+        in_root(kernel.root, ["perl", "/opt/checkpatch.pl", *arguments, "-f", *files], log, mounts)
+    return log.read_text().replace("/mnt/", "").strip()

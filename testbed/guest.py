@@ -159,9 +159,10 @@ class Guest:
     def _check_driver(self) -> None:
         said = self.about["driver_error"].strip()
         if said:
-            kernel = [line for line in self.agent.kernel_log().splitlines() if self.about["driver"] in line]
-            why = f"{said.splitlines()[-1]}; kernel: {kernel[-1]}" if len(kernel) > 1 else said.splitlines()[-1]
-            raise BootFailed(f"the driver {self.about['driver']} does not load: {why}", self.console_tail())
+            driver = self.about["driver"]
+            kernel = re.findall(rf"\] ({driver}: .*)", self.agent.kernel_log())
+            why = "; ".join([said.splitlines()[-1], *(f"kernel: {line}" for line in kernel[-1:])])
+            raise BootFailed(f"the driver {driver} does not load: {why}", self.console_tail())
 
     def console(self) -> str:
         """Everything the guest's kernel has printed."""

@@ -145,6 +145,6 @@ def in_root(root: Path, argv: Sequence[str], log: Path, mounts: Sequence[tuple[P
     for source, target in mounts:
         (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
         steps.append(f"mount --bind '{source}' '.{target}'")
-    steps.append('exec chroot . env -i PATH=/usr/sbin:/usr/bin LC_ALL=C "$@"')
+    steps.append('exec chroot . env -i PATH=/usr/sbin:/usr/bin HOME=/root LC_ALL=C "$@"')
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     command(["unshare", *user, "--mount", "sh", "-ec", "\n".join(steps), "sh", root, *argv], log)
