@@ -167,7 +167,7 @@ class Nic:
         ext = abi.TxTls._make(abi.TX_TLS.unpack_from(chain, abi.VNET_HDR_LEN))
         prefix_at = abi.VNET_HDR_LEN + ext.len
         frame_at = prefix_at + ext.prefix_len
-        known = abi.TxTlsFlag.RESYNC
+        known = int(abi.TxTlsFlag.RESYNC)  # ~ of an IntFlag keeps to its known bits
         if ext.len < abi.TX_TLS.size or ext.flags & ~known or ext.prefix_len > abi.MAX_RECORD_PREFIX:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
         if ext.prefix_len and not ext.flags & abi.TxTlsFlag.RESYNC:

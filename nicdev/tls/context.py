@@ -70,7 +70,7 @@ def params_from_ctx_add(add: CtxAdd) -> ContextParams:
     direction = _member(Direction, add.dir, Status.BAD_REQUEST)
     address_len = _ADDRESS_LEN.get(add.family, 0)
     _require(bool(address_len), f"address family {add.family}")
-    _require(not add.add_flags & ~AddFlag.NO_SYNC, f"unknown flags {add.add_flags:#x}")
+    _require(not add.add_flags & ~int(AddFlag.NO_SYNC), f"unknown flags {add.add_flags:#x}")
     _require(add.rec_seq_len == _REC_SEQ_LEN, f"rec_seq_len {add.rec_seq_len}")
     _require(add.key_len == _KEY_LEN[cipher], f"key_len {add.key_len}")
     _require((add.salt_len, add.iv_len) == _SALT_IV_LEN[cipher], f"salt_len {add.salt_len}, iv_len {add.iv_len}")

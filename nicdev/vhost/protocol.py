@@ -159,8 +159,9 @@ class VhostUserBackend:
 
     def _set_protocol_features(self, payload: bytes, _fds: list[int]) -> None:
         features = msg.decode_u64(payload)
-        if features & ~PROTOCOL_FEATURES:
-            raise ProtocolError(f"protocol features {features & ~PROTOCOL_FEATURES:#x} were not offered")
+        unknown = features & ~int(PROTOCOL_FEATURES)  # ~ of an IntFlag keeps to its known bits
+        if unknown:
+            raise ProtocolError(f"protocol features {unknown:#x} were not offered")
         self._protocol_features = features
 
     def _ignore(self, payload: bytes, _fds: list[int]) -> None:

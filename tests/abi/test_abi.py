@@ -1,4 +1,4 @@
-"""nicdev/abi.py and driver/tlsnic_abi.h declare one interface: a C probe prints its half, and every value must agree."""
+"""nicdev/abi.py and driver/tlsnic_abi.h declare one interface: a C probe prints its half, every value must agree."""
 
 from __future__ import annotations
 

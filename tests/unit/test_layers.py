@@ -77,12 +77,12 @@ def test_core_imports(path: Path) -> None:
             assert top not in BARRIER_IMPORTS or parts[0] == "virtio", f"{name} belongs to the edge"
 
 
-@pytest.mark.parametrize("path", (CORE / "edge").glob("*.py"), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((CORE / "edge").glob("*.py")), ids=lambda p: p.name)
 def test_edge_does_not_know_the_command_line_or_the_testbed(path: Path) -> None:
     assert not {n for n in imports(path) if n.startswith(("nicdev.cli", "testbed", "tests"))}
 
 
-@pytest.mark.parametrize("path", CORE.rglob("*.py"), ids=lambda p: str(p.relative_to(CORE)))
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda p: str(p.relative_to(CORE)))
 def test_device_does_not_know_its_surroundings(path: Path) -> None:
     assert not {n for n in imports(path) if n.split(".")[0] in ("testbed", "tests", "scapy", "pytest")}
 
