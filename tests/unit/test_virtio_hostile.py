@@ -146,7 +146,7 @@ def test_chain_of_more_than_4_gib(parts: int) -> None:
     """2^32 bytes are the most (section 2.7.5.2). The same 2 GiB several times, none of which is touched."""
     half = 1 << 31
     queue, _ = make()
-    huge = mmap.mmap(-1, half, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    huge = mmap.mmap(-1, half)
     regions = [Region(0, 0, RAM, queue.ram), Region(half, half, half, memoryview(huge))]
     ring = SplitRing(GuestMemory(regions), RingLayout(NUM, queue.desc_at, queue.avail_at, queue.used_at))
     queue.add([(half, half)] * parts, [])
