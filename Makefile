@@ -1,0 +1,53 @@
+# `make help` lists the targets. Set-up is testbed/bootstrap; everything it makes is under build/ and .venv/.
+.DEFAULT_GOAL := help
+.PHONY: help run demo test check test-unit test-guest setup driver driver-check image shell tcpdump fmt clean
+
+export KERNEL ACCEL QEMU
+PY := .venv/bin/python
+HOST := testbed/bootstrap --only-host
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: KERNEL=6.1|6.12|7.2  ACCEL=kvm|tcg  QEMU=system|trixie|PATH  ARGS=... (tcpdump, pytest)"
+	@echo "Missing Debian packages are installed by apt-get, as root or through sudo; nothing else needs root."
+
+run: ## demonstration, then a shell in the guest (needs nothing beforehand)
+	@$(HOST) && exec $(PY) -m testbed.run --shell auto
+
+demo: ## the demonstration alone; writes build/demo.json
+	@$(HOST) && exec $(PY) -m testbed.run --shell never
+
+test: check test-guest ## everything: `check`, then the tests in guests
+
+check: ## format, lint, types, unit tests (no root, no VM; under a minute)
+	@$(HOST)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(PY) -m pytest -q tests/unit tests/abi tests/device $(ARGS)
+
+test-guest: setup driver-check ## the tests that boot guests
+	$(PY) -m pytest -v tests/guest $(ARGS)
+
+setup: ## prepare host, guest image, driver and QEMU
+	@testbed/bootstrap
+
+driver: ## build the driver for KERNEL
+	@testbed/bootstrap
+
+driver-check: ## build the driver with W=1 and sparse for all kernels, and run checkpatch
+	@$(HOST) && exec $(PY) -m testbed.driver
+
+image: setup ## same as setup
+
+shell: ## boot a guest with the NIC, without the demonstration, and open a shell in it
+	@$(HOST) && exec $(PY) -m testbed.run --shell only
+
+tcpdump: ## tcpdump on the wire of a running `make run`; ARGS="-vv port 443"
+	@$(HOST) >/dev/null && exec $(PY) -m testbed.watch $(ARGS)
+
+fmt: ## rewrite the Python code in the house format
+	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+clean: ## remove build/ (image, caches, results); .venv stays
+	rm -rf build

@@ -1,0 +1,107 @@
+"""A NIC and a guest, connected and configured: what demonstrations and guest tests stand on.
+
+    guest eth0 198.51.100.2, 2001:db8:1::2  --  NIC  --  wire0 198.51.100.1, 2001:db8:1::1  (namespace of the NIC)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from testbed.agent import GuestAgent
+from testbed.errors import AgentError
+from testbed.guest import Guest, runtime_folder
+from testbed.namespace import INTERFACE, Wire
+from testbed.nic import NicProcess
+from testbed.qemu import Machine, VhostUserNic
+from testbed.setup import Assets
+from testbed.stages import BUILD, say
+
+GUEST4, WIRE4 = "198.51.100.2", "198.51.100.1"
+GUEST6, WIRE6 = "2001:db8:1::2", "2001:db8:1::1"
+TOOLS: Final = "/opt/tlsnic/tools"
+QUEUES: Final = 2
+MAC: Final = "52:54:00:12:34:56"
+
+
+def configure_guest(agent: GuestAgent, interface: str = "eth0") -> None:
+    """Give the guest's interface its addresses and bring it up."""
+    script = (
+        f"ip addr add {GUEST4}/24 dev {interface} && ip -6 addr add {GUEST6}/64 dev {interface} nodad"
+        f" && ip link set {interface} up"
+    )
+    agent.run(["sh", "-c", script])
+
+
+@dataclasses.dataclass
+class Bed:
+    """A running NIC with its guest. Made by `running`."""
+
+    nic: NicProcess
+    guest: Guest
+    wire: Wire
+    folder: Path
+
+    @property
+    def agent(self) -> GuestAgent:
+        """The way into the guest."""
+        return self.guest.agent
+
+    def tool(self, name: str, job: dict[str, Any], timeout: float = 120) -> dict[str, Any]:
+        """Run one of guest-image/tools with a JSON job; its last line of output, decoded."""
+        done = self.agent.run(["python3", f"{TOOLS}/{name}", json.dumps(job)], timeout=timeout, check=False)
+        return last_line(done.stdout, done.stderr)
+
+    def tls_stat(self) -> dict[str, int]:
+        """/proc/net/tls_stat of the guest."""
+        lines = self.agent.run(["cat", "/proc/net/tls_stat"]).text.splitlines()
+        return {name: int(value) for name, value in (line.split() for line in lines)}
+
+    def ethtool(self, interface: str = "eth0") -> dict[str, int]:
+        """`ethtool -S` of the guest's interface."""
+        lines = self.agent.run(["ethtool", "-S", interface]).text.splitlines()[1:]
+        pairs = (line.rsplit(":", 1) for line in lines)
+        return {name.strip(): int(value) for name, value in pairs}
+
+
+def last_line(stdout: bytes, stderr: bytes = b"") -> dict[str, Any]:
+    """The JSON object in the last line of a tool's output. Raises AgentError with what it said instead."""
+    try:
+        found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        said = (stderr or stdout).decode(errors="replace").strip()[-2000:]
+        raise AgentError(f"a guest tool failed: {said or 'it said nothing'}") from None
+    return found
+
+
+@contextmanager
+def running(
+    assets: Assets,
+    *,
+    nic_arguments: Sequence[str] = (),
+    queues: int = QUEUES,
+    change: Callable[[Machine], Machine] = lambda machine: machine,
+    name: str = "guest",
+    mtu: int = 1500,
+) -> Iterator[Bed]:
+    """Start NIC and guest, configure the network, and end both afterwards. Raises SetupError, BootFailed."""
+    with ExitStack() as stack:
+        folder = runtime_folder()
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        log = BUILD / "log" / f"{name}.nic"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        port = f"tap:name={INTERFACE},address={WIRE4}/24,address={WIRE6}/64,mtu={mtu}"
+        nic = NicProcess([folder / "nic"], port, log, ["--queues", str(queues), *nic_arguments])
+        stack.enter_context(nic)
+        attached = VhostUserNic(str(nic.sockets[0]), queues=queues, mac=MAC, mtu=None if mtu == 1500 else mtu)
+        machine = change(dataclasses.replace(assets.machine, nics=(attached,), name=name))
+        guest = stack.enter_context(Guest(machine, note=say))
+        if machine.driver != "none":
+            configure_guest(guest.agent)
+        yield Bed(nic, guest, Wire(nic.pid), folder)
