@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * tlsnic: driver for a virtio network device with inline TLS.
+ * docs/driver.md tells how the parts work together and which lock guards what.
+ */
+#ifndef TLSNIC_H
+#define TLSNIC_H
+
+#include <linux/completion.h>
+#include <linux/etherdevice.h>
+#include <linux/ethtool.h>
+#include <linux/idr.h>
+#include <linux/mutex.h>
+#include <linux/netdevice.h>
+#include <linux/refcount.h>
+#include <linux/u64_stats_sync.h>
+#include <linux/virtio.h>
+#include <linux/virtio_net.h>
+#include <linux/workqueue.h>
+
+#include "tlsnic_abi.h"
+#include "tlsnic_compat.h"
+
+#define TLSNIC_DRIVER_VERSION	"0.1.0"
+
+/* Free descriptors below which a tx queue stops: one packet of any shape */
+#define TLSNIC_TX_ROOM		(MAX_SKB_FRAGS + 2)
+/* 64 KiB in buffers of 4 KiB need 17, what an skb can hold everywhere */
+#define TLSNIC_RX_BUF_SIZE	4096
+#define TLSNIC_RX_COPYBREAK	256
+
+#define TLSNIC_CMD_TIMEOUT	(2 * HZ)
+#define TLSNIC_HELLO_TIMEOUT	(1 * HZ)
+#define TLSNIC_HELLO_ATTEMPTS	3
+
+/* What a device may make us allocate */
+#define TLSNIC_MAX_CONTEXTS	(1U << 20)
+#define TLSNIC_MAX_DEV_STATS	1024
+#define TLSNIC_MAX_PAIRS	256
+
+/*
+ * The counters of `ethtool -S`. The first eighteen are those of the kernel's
+ * Documentation/networking/tls-offload.rst.
+ */
+#define TLSNIC_COUNTERS(X)						\
+	X(rx_tls_decrypted_packets)					\
+	X(rx_tls_decrypted_bytes)	/* TLS payload */		\
+	X(rx_tls_ctx)							\
+	X(rx_tls_del)							\
+	X(rx_tls_resync_req_pkt)					\
+	X(rx_tls_resync_req_start)					\
+	X(rx_tls_resync_req_end)					\
+	X(rx_tls_resync_req_skip)					\
+	X(rx_tls_resync_res_ok)						\
+	X(rx_tls_resync_res_skip)					\
+	X(rx_tls_err)							\
+	X(tx_tls_encrypted_packets)	/* on the wire */		\
+	X(tx_tls_encrypted_bytes)	/* TCP payload */		\
+	X(tx_tls_ctx)							\
+	X(tx_tls_ooo)							\
+	X(tx_tls_skip_no_sync_data)					\
+	X(tx_tls_drop_no_sync_data)					\
+	X(tx_tls_drop_bypass_req)					\
+	X(tx_tls_del)							\
+	X(tx_tls_fallback)		/* skbs encrypted in software */ \
+	X(tx_tls_resync_req)		/* asked of the stack */	\
+	X(tx_tls_resync)		/* packets posted with a resync */ \
+	X(tx_tls_device_drop)		/* events that tell of one */	\
+	X(tls_add_unsupported)						\
+	X(tls_add_failed)						\
+	X(tls_recreated)						\
+	X(tls_recreate_failed)						\
+	X(hello)							\
+	X(hello_timeout)						\
+	X(cmd_deferred)			/* waited for ring space */	\
+	X(cmd_failed)			/* status other than OK */	\
+	X(cmd_timeout)							\
+	X(events)							\
+	X(events_stale)			/* about no live context */	\
+	X(tx_drop)							\
+	X(tx_busy)							\
+	X(tx_timeout)							\
+	X(rx_drop_down)			/* interface is down */		\
+	X(rx_drop_length)		/* impossible used length */	\
+	X(rx_drop_buffers)		/* impossible buffer count */	\
+	X(rx_drop_ext)			/* malformed, unknown extension */ \
+	X(rx_drop_verdict)		/* decrypted, no such context */ \
+	X(rx_drop_header)		/* impossible virtio_net_hdr */	\
+	X(rx_drop_nomem)						\
+	X(rx_refill_failed)
+
+#define TLSNIC_ENUM(name) TLSNIC_CNT_##name,
+enum tlsnic_counter {
+	TLSNIC_COUNTERS(TLSNIC_ENUM)
+	TLSNIC_CNT_MAX
+};
+
+struct tlsnic_queue_stats {
+	struct u64_stats_sync syncp;
+	u64_stats_t packets;
+	u64_stats_t bytes;
+};
+
+/* Guarded by the netdev tx queue's lock, but for what READ_ONCE may see */
+struct tlsnic_txq {
+	struct tlsnic_priv *priv;
+	struct virtqueue *vq;
+	struct napi_struct napi;
+	struct list_head waiting;	/* commands the ring had no room for */
+	unsigned long posted;		/* chains ever posted */
+	unsigned long completed;	/* of those, returned */
+	struct tlsnic_queue_stats stats;
+	struct scatterlist sg[TLSNIC_TX_ROOM];
+	unsigned int index;
+	char name[16];
+} ____cacheline_aligned_in_smp;
+
+/* Belongs to its NAPI */
+struct tlsnic_rxq {
+	struct tlsnic_priv *priv;
+	struct virtqueue *vq;
+	struct napi_struct napi;
+	struct page_frag frag;
+	struct tlsnic_queue_stats stats;
+	unsigned int index;
+	char name[16];
+} ____cacheline_aligned_in_smp;
+
+/*
+ * One chain on tx queue 0 that is not a packet. The ring holds a reference
+ * until the chain comes back, a sleeper another: whoever lets go last frees,
+ * so a device that answers late, or never, writes into memory that is ours.
+ */
+struct tlsnic_cmd {
+	struct list_head list;
+	refcount_t ref;
+	struct completion done;
+	/* called in softirq under the tx lock; must not sleep; may be NULL */
+	void (*complete)(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
+	int status;			/* 0 or -errno, valid after done */
+	u32 reply_len;			/* bytes of reply data, likewise */
+	u32 request_size;
+	u32 reply_size;			/* with struct tlsnic_reply; 0: none */
+	struct tlsnic_reply *reply;
+	u8 request[];			/* virtio_net_hdr_v1, extension, body */
+};
+
+/*
+ * One direction of one connection. Reached through the kernel's driver_state
+ * and, from the device's side, through the slot table under RCU.
+ */
+struct tlsnic_ctx {
+	struct tlsnic_priv *priv;
+	struct rcu_head rcu;
+	struct tlsnic_cmd *del;		/* made ahead, so that del cannot fail */
+	u32 slot;
+	enum tlsnic_dir dir;
+
+	spinlock_t lock;		/* guards the fields up to @add */
+	u32 generation;
+	bool on_device;			/* the device holds this generation */
+	/* tx only */
+	bool in_sync;			/* expected_seq is meaningful */
+	bool resync;			/* the packet there has to say so */
+	u32 expected_seq;
+	u64 resync_rcd_sn;
+	struct tlsnic_txq *last_queue;	/* where the last packet went, */
+	unsigned long last_pos;		/* and q->posted just after it */
+
+	struct tlsnic_ctx_add add;	/* as first sent, with the keys */
+};
+
+struct tlsnic_slot {
+	struct tlsnic_ctx __rcu *ctx;
+	u32 generation;			/* the last one used */
+};
+
+struct tlsnic_ctrl {
+	struct virtio_net_ctrl_hdr hdr;
+	u8 data[ETH_ALEN];
+	u8 status ____cacheline_aligned;
+};
+
+enum tlsnic_flag {
+	TLSNIC_F_HELLO_WANTED,
+	TLSNIC_F_CLOSING,
+};
+
+struct tlsnic_priv {
+	struct virtio_device *vdev;
+	struct net_device *dev;
+	struct tlsnic_txq *txq;
+	struct tlsnic_rxq *rxq;
+	unsigned int max_pairs;
+	unsigned int pairs;
+	unsigned int tx_ring_size;
+	unsigned int rx_ring_size;
+	bool running;			/* the rings work; tx queue 0's lock */
+	atomic_t commands;		/* posted or waiting */
+
+	struct virtqueue *cvq;
+	struct tlsnic_ctrl *ctrl;
+	struct mutex ctrl_mutex;	/* one request on the control queue */
+
+	struct delayed_work work;	/* link, HELLO, re-creation */
+	unsigned long flags;		/* enum tlsnic_flag */
+	unsigned int hello_attempts;
+
+	u64 hello_nonce;		/* of the HELLO under way, or 0 */
+	struct tlsnic_hello_reply hello_reply;
+	struct completion hello_done;
+	/* from the last HELLO_REPLY */
+	u64 boot_id;
+	u32 caps;
+	u32 ciphers;
+	u32 max_contexts;
+	char device_version[17];
+
+	struct mutex ctx_mutex;		/* slot table's writers, re-creation */
+	struct tlsnic_slot *slots;
+	u32 slot_count;
+	struct ida slot_ida;
+
+	unsigned int dev_stat_count;
+	u8 (*dev_stat_names)[TLSNIC_STAT_NAME_LEN];
+	u64 *dev_stats;			/* RTNL */
+
+	u32 speed;
+	u8 duplex;
+	atomic64_t counters[TLSNIC_CNT_MAX];
+};
+
+static inline void tlsnic_count(struct tlsnic_priv *priv,
+				enum tlsnic_counter counter, u64 n)
+{
+	atomic64_add(n, &priv->counters[counter]);
+}
+
+#define tlsnic_inc(priv, name) tlsnic_count(priv, TLSNIC_CNT_##name, 1)
+
+static inline void tlsnic_queue_count(struct tlsnic_queue_stats *stats,
+				      u64 packets, u64 bytes)
+{
+	u64_stats_update_begin(&stats->syncp);
+	u64_stats_add(&stats->packets, packets);
+	u64_stats_add(&stats->bytes, bytes);
+	u64_stats_update_end(&stats->syncp);
+}
+
+/* tlsnic_netdev.c */
+extern const struct net_device_ops tlsnic_netdev_ops;
+int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs);
+int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs);
+void tlsnic_queue_stats_read(const struct tlsnic_queue_stats *stats,
+			     u64 *packets, u64 *bytes);
+
+/* tlsnic_tx.c */
+netdev_tx_t tlsnic_start_xmit(struct sk_buff *skb, struct net_device *dev);
+int tlsnic_tx_poll(struct napi_struct *napi, int budget);
+void tlsnic_tx_done(struct virtqueue *vq);
+void tlsnic_tx_free(struct tlsnic_txq *q);
+
+/* tlsnic_rx.c */
+int tlsnic_rx_poll(struct napi_struct *napi, int budget);
+void tlsnic_rx_done(struct virtqueue *vq);
+bool tlsnic_rx_fill(struct tlsnic_rxq *q, gfp_t gfp);
+void tlsnic_rx_free(struct tlsnic_rxq *q);
+
+/* tlsnic_cmd.c */
+struct tlsnic_cmd *tlsnic_cmd_alloc(size_t ext_size, size_t reply_size,
+				    gfp_t gfp);
+struct tlsnic_cmd *tlsnic_command(enum tlsnic_opcode opcode, const void *body,
+				  size_t body_size, size_t reply_data_size,
+				  gfp_t gfp);
+void tlsnic_command_handle(struct tlsnic_cmd *cmd, u32 slot, u32 generation);
+void *tlsnic_cmd_ext(struct tlsnic_cmd *cmd);
+void tlsnic_cmd_put(struct tlsnic_cmd *cmd);
+void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd);
+int tlsnic_cmd_exec(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd);
+void tlsnic_cmd_flush(struct tlsnic_txq *q);
+struct tlsnic_cmd *tlsnic_token_cmd(void *token);
+void tlsnic_cmd_returned(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd,
+			 int err, u32 used);
+
+/* tlsnic_hello.c */
+int tlsnic_hello(struct tlsnic_priv *priv, u32 flags);
+void tlsnic_hello_received(struct tlsnic_priv *priv,
+			   const struct tlsnic_hello_reply *reply);
+void tlsnic_work(struct work_struct *work);
+void tlsnic_kick_work(struct tlsnic_priv *priv, bool hello);
+int tlsnic_stat_names(struct tlsnic_priv *priv);
+void tlsnic_stat_values(struct tlsnic_priv *priv);
+
+/* tlsnic_ctx.c */
+int tlsnic_ctx_table_init(struct tlsnic_priv *priv);
+void tlsnic_ctx_table_free(struct tlsnic_priv *priv);
+int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx);
+void tlsnic_ctx_remove(struct tlsnic_ctx *ctx);
+void tlsnic_ctx_free(struct tlsnic_ctx *ctx);
+struct tlsnic_ctx *tlsnic_ctx_lookup(struct tlsnic_priv *priv, u32 slot,
+				     u32 generation, enum tlsnic_dir dir);
+void tlsnic_ctx_all_lost(struct tlsnic_priv *priv);
+void tlsnic_ctx_recreate(struct tlsnic_priv *priv);
+void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev);
+
+/* tlsnic_ktls.c */
+void tlsnic_ktls_init(struct tlsnic_priv *priv);
+struct tlsnic_ctx *tlsnic_tx_ctx(struct tlsnic_priv *priv, struct sock *sk);
+
+/* tlsnic_ethtool.c */
+extern const struct ethtool_ops tlsnic_ethtool_ops;
+
+#endif /* TLSNIC_H */

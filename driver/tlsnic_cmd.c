@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Commands to the device.
+ *
+ * A command is a chain on tx queue 0, between the packets. Posting never
+ * sleeps: where the ring is full, the command waits in a list that the tx NAPI
+ * empties in order. All commands share one queue, so they take effect in the
+ * order they were posted; a delete, for one, may be posted and forgotten.
+ */
+#include <linux/slab.h>
+
+#include "tlsnic.h"
+
+/* Marks a command among the tokens of a tx ring; the others are skbs */
+#define TLSNIC_TOKEN_CMD	BIT(0)
+
+/* What precedes a command's body in tlsnic_cmd.request */
+struct tlsnic_request {
+	struct virtio_net_hdr_v1 hdr;
+	u8 ext[];
+};
+
+struct tlsnic_cmd *tlsnic_token_cmd(void *token)
+{
+	unsigned long value = (unsigned long)token;
+
+	if (!(value & TLSNIC_TOKEN_CMD))
+		return NULL;
+	return (struct tlsnic_cmd *)(value & ~TLSNIC_TOKEN_CMD);
+}
+
+/*
+ * A chain with an extension of @ext_size bytes, zero but for the header, and,
+ * if @reply_size, as many bytes for the device to write. One reference.
+ */
+struct tlsnic_cmd *tlsnic_cmd_alloc(size_t ext_size, size_t reply_size,
+				    gfp_t gfp)
+{
+	size_t request_size = sizeof(struct tlsnic_request) + ext_size;
+	/* the device's part keeps off cache lines that the CPU writes */
+	size_t reply_at = L1_CACHE_ALIGN(sizeof(struct tlsnic_cmd) +
+					 request_size);
+	struct tlsnic_request *request;
+	struct tlsnic_cmd *cmd;
+
+	cmd = kzalloc(reply_at + reply_size, gfp);
+	if (!cmd)
+		return NULL;
+	INIT_LIST_HEAD(&cmd->list);
+	refcount_set(&cmd->ref, 1);
+	init_completion(&cmd->done);
+	cmd->request_size = request_size;
+	cmd->reply_size = reply_size;
+	cmd->reply = (void *)cmd + reply_at;
+	request = (struct tlsnic_request *)cmd->request;
+	request->hdr.flags = TLSNIC_HDR_F_EXT;
+	return cmd;
+}
+
+void *tlsnic_cmd_ext(struct tlsnic_cmd *cmd)
+{
+	return ((struct tlsnic_request *)cmd->request)->ext;
+}
+
+/* A struct tlsnic_command with @body, and room for @reply_data_size bytes */
+struct tlsnic_cmd *tlsnic_command(enum tlsnic_opcode opcode, const void *body,
+				  size_t body_size, size_t reply_data_size,
+				  gfp_t gfp)
+{
+	size_t len = sizeof(struct tlsnic_command) + body_size;
+	struct tlsnic_command *command;
+	struct tlsnic_cmd *cmd;
+
+	cmd = tlsnic_cmd_alloc(len, sizeof(struct tlsnic_reply) +
+			       reply_data_size, gfp);
+	if (!cmd)
+		return NULL;
+	command = tlsnic_cmd_ext(cmd);
+	command->type = TLSNIC_EXT_COMMAND;
+	command->opcode = opcode;
+	command->len = cpu_to_le16(len);
+	if (body_size)
+		memcpy(command + 1, body, body_size);
+	return cmd;
+}
+
+void tlsnic_command_handle(struct tlsnic_cmd *cmd, u32 slot, u32 generation)
+{
+	struct tlsnic_command *command = tlsnic_cmd_ext(cmd);
+
+	command->slot = cpu_to_le32(slot);
+	command->generation = cpu_to_le32(generation);
+}
+
+/* Let go of a command; the last one wipes it, since it may hold keys */
+void tlsnic_cmd_put(struct tlsnic_cmd *cmd)
+{
+	if (cmd && refcount_dec_and_test(&cmd->ref))
+		kfree_sensitive(cmd);
+}
+
+static int tlsnic_status_errno(u32 status)
+{
+	switch (status) {
+	case TLSNIC_STATUS_OK:
+		return 0;
+	case TLSNIC_STATUS_TABLE_FULL:
+		return -ENOSPC;
+	case TLSNIC_STATUS_BAD_REQUEST:
+		return -EINVAL;
+	case TLSNIC_STATUS_UNSUPPORTED:
+		return -EOPNOTSUPP;
+	case TLSNIC_STATUS_EXISTS:
+		return -EEXIST;
+	case TLSNIC_STATUS_STALE:
+		return -ENOENT;
+	case TLSNIC_STATUS_REFUSED:
+		return -EPERM;
+	default:
+		return -EIO;
+	}
+}
+
+/* Judge a reply of which the device claims to have written @used bytes */
+static int tlsnic_reply_status(struct tlsnic_cmd *cmd, u32 used)
+{
+	u32 len;
+
+	if (!cmd->reply_size)
+		return 0;
+	if (used < sizeof(*cmd->reply) || used > cmd->reply_size)
+		return -EIO;
+	len = min(le32_to_cpu(cmd->reply->len), used);
+	if (len < sizeof(*cmd->reply))
+		return -EIO;
+	cmd->reply_len = len - sizeof(*cmd->reply);
+	return tlsnic_status_errno(le32_to_cpu(cmd->reply->status));
+}
+
+/* The ring gives a command back (or never took it: @err) */
+void tlsnic_cmd_returned(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd,
+			 int err, u32 used)
+{
+	cmd->status = err ?: tlsnic_reply_status(cmd, used);
+	if (cmd->status)
+		tlsnic_inc(priv, cmd_failed);
+	if (cmd->complete)
+		cmd->complete(priv, cmd);
+	complete(&cmd->done);
+	tlsnic_cmd_put(cmd);
+	atomic_dec(&priv->commands);
+}
+
+/* Put a command into the ring; the tx queue is locked */
+static int tlsnic_cmd_add(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+{
+	struct scatterlist request, reply, *sgs[] = { &request, &reply };
+	int err;
+
+	sg_init_one(&request, cmd->request, cmd->request_size);
+	if (cmd->reply_size)
+		sg_init_one(&reply, cmd->reply, cmd->reply_size);
+	err = virtqueue_add_sgs(q->vq, sgs, 1, !!cmd->reply_size,
+				(void *)((unsigned long)cmd |
+					 TLSNIC_TOKEN_CMD), GFP_ATOMIC);
+	if (!err)
+		q->posted++;
+	return err;
+}
+
+/* Move waiting commands into the ring; the tx queue is locked */
+void tlsnic_cmd_flush(struct tlsnic_txq *q)
+{
+	struct tlsnic_cmd *cmd, *next;
+	bool kick = false;
+	int err;
+
+	list_for_each_entry_safe(cmd, next, &q->waiting, list) {
+		err = tlsnic_cmd_add(q, cmd);
+		if (err == -ENOSPC)
+			break;
+		list_del_init(&cmd->list);
+		if (err)
+			tlsnic_cmd_returned(q->priv, cmd, err, 0);
+		else
+			kick = true;
+	}
+	if (kick)
+		virtqueue_kick(q->vq);
+}
+
+/* Post a command; the caller's reference goes to the ring. Never sleeps. */
+void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
+{
+	struct tlsnic_txq *q = &priv->txq[0];
+	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, 0);
+
+	atomic_inc(&priv->commands);
+	__netif_tx_lock_bh(nq);
+	if (priv->running) {
+		list_add_tail(&cmd->list, &q->waiting);
+		tlsnic_cmd_flush(q);
+		if (!list_empty(&q->waiting))
+			tlsnic_inc(priv, cmd_deferred);
+	} else {
+		tlsnic_cmd_returned(priv, cmd, -ENETDOWN, 0);
+	}
+	__netif_tx_unlock_bh(nq);
+}
+
+/*
+ * Post a command and wait for its reply. The caller keeps its reference, and
+ * may look at the reply after a return of 0. -ETIMEDOUT says that the command
+ * is still in the ring: it may take effect later.
+ */
+int tlsnic_cmd_exec(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
+{
+	refcount_inc(&cmd->ref);
+	tlsnic_cmd_post(priv, cmd);
+	if (!wait_for_completion_timeout(&cmd->done, TLSNIC_CMD_TIMEOUT)) {
+		tlsnic_inc(priv, cmd_timeout);
+		return -ETIMEDOUT;
+	}
+	return cmd->status;
+}

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The table of contexts: which handle (slot, generation) is whose.
+ *
+ * ctx_mutex serialises the table's writers and re-creation; readers (rx
+ * verdicts, events) use RCU. Nobody waits for RTNL, a socket or the kernel's
+ * device_offload_lock under the mutex, and nobody waits there longer than one
+ * command may take.
+ *
+ * A slot is used again at once, with the next generation: its DEL and the next
+ * ADD go through the same queue, so the device sees them in that order.
+ */
+#include <linux/slab.h>
+
+#include "tlsnic.h"
+
+int tlsnic_ctx_table_init(struct tlsnic_priv *priv)
+{
+	priv->slot_count = priv->max_contexts;
+	if (!priv->slot_count)
+		return 0;
+	priv->slots = kvcalloc(priv->slot_count, sizeof(*priv->slots),
+			       GFP_KERNEL);
+	return priv->slots ? 0 : -ENOMEM;
+}
+
+void tlsnic_ctx_table_free(struct tlsnic_priv *priv)
+{
+	kvfree(priv->slots);
+	ida_destroy(&priv->slot_ida);
+}
+
+/* Only for a context that is not, or no longer, in the table */
+void tlsnic_ctx_free(struct tlsnic_ctx *ctx)
+{
+	memzero_explicit(&ctx->add, sizeof(ctx->add));
+	tlsnic_cmd_put(ctx->del);
+	kfree_rcu(ctx, rcu);
+}
+
+/* Give the device the keys; sleeps */
+static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx)
+{
+	struct tlsnic_cmd *cmd;
+	int err;
+
+	cmd = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add), 0,
+			     GFP_KERNEL);
+	if (!cmd)
+		return -ENOMEM;
+	tlsnic_command_handle(cmd, ctx->slot, ctx->generation);
+	err = tlsnic_cmd_exec(ctx->priv, cmd);
+	tlsnic_cmd_put(cmd);
+	return err;
+}
+
+static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
+{
+	u32 limit = min(priv->slot_count, priv->max_contexts);
+	struct tlsnic_slot *slot;
+	int id = -ENOSPC;
+
+	mutex_lock(&priv->ctx_mutex);
+	if (limit)
+		id = ida_alloc_max(&priv->slot_ida, limit - 1, GFP_KERNEL);
+	if (id >= 0) {
+		slot = &priv->slots[id];
+		ctx->slot = id;
+		ctx->generation = ++slot->generation;
+		rcu_assign_pointer(slot->ctx, ctx);
+	}
+	mutex_unlock(&priv->ctx_mutex);
+	return id < 0 ? id : 0;
+}
+
+/*
+ * Take the context out of the table and of the device. Posts the delete and
+ * does not wait for it, so it works with the interface down, under RTNL, for
+ * thousands of contexts.
+ */
+void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
+{
+	struct tlsnic_priv *priv = ctx->priv;
+
+	mutex_lock(&priv->ctx_mutex);
+	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
+	tlsnic_command_handle(ctx->del, ctx->slot, ctx->generation);
+	/* before the slot is free, or the next ADD could overtake it */
+	tlsnic_cmd_post(priv, ctx->del);
+	ctx->del = NULL;
+	ida_free(&priv->slot_ida, ctx->slot);
+	mutex_unlock(&priv->ctx_mutex);
+	tlsnic_ctx_free(ctx);
+}
+
+/*
+ * Choose a handle and add the context to the device. The table knows the
+ * handle first: the device's verdicts may be here before its reply. On error
+ * nothing remains and the caller frees @ctx.
+ */
+int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
+{
+	int err;
+
+	ctx->priv = priv;
+	spin_lock_init(&ctx->lock);
+	ctx->on_device = true;
+	ctx->in_sync = true;
+	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
+	ctx->del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
+	if (!ctx->del)
+		return -ENOMEM;
+	err = tlsnic_ctx_publish(priv, ctx);
+	if (err)
+		return err;
+	err = tlsnic_ctx_send_add(ctx);
+	if (!err)
+		return 0;
+
+	mutex_lock(&priv->ctx_mutex);
+	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
+	if (err == -ETIMEDOUT) {
+		/* the ADD is still in the ring: let a DEL follow it */
+		tlsnic_command_handle(ctx->del, ctx->slot, ctx->generation);
+		tlsnic_cmd_post(priv, ctx->del);
+		ctx->del = NULL;
+	}
+	ida_free(&priv->slot_ida, ctx->slot);
+	mutex_unlock(&priv->ctx_mutex);
+	return err;
+}
+
+/* A live context by its handle, or NULL; under RCU. Any handle may be asked. */
+struct tlsnic_ctx *tlsnic_ctx_lookup(struct tlsnic_priv *priv, u32 slot,
+				     u32 generation, enum tlsnic_dir dir)
+{
+	struct tlsnic_slot *slots = priv->slots;
+	struct tlsnic_ctx *ctx;
+
+	if (!slots || slot >= priv->slot_count)
+		return NULL;
+	ctx = rcu_dereference(slots[slot].ctx);
+	if (!ctx || ctx->dir != dir ||
+	    READ_ONCE(ctx->generation) != generation)
+		return NULL;
+	return ctx;
+}
+
+/* From here on the software encrypts; tlsnic_ctx_recreate() ends that */
+static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
+{
+	spin_lock_bh(&ctx->lock);
+	ctx->on_device = false;
+	ctx->in_sync = false;
+	ctx->resync = false;
+	spin_unlock_bh(&ctx->lock);
+}
+
+/* The device that knew our contexts is gone */
+void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
+{
+	struct tlsnic_ctx *ctx;
+	u32 i;
+
+	mutex_lock(&priv->ctx_mutex);
+	for (i = 0; i < priv->slot_count; i++) {
+		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
+		if (ctx)
+			tlsnic_ctx_lost(ctx);
+	}
+	mutex_unlock(&priv->ctx_mutex);
+}
+
+/*
+ * Add a lost context again, without a position: a tx context gets one from
+ * the stack at the next record, an rx context from the stack's next hint.
+ */
+static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
+{
+	int err;
+
+	spin_lock_bh(&ctx->lock);
+	WRITE_ONCE(ctx->generation, ++slot->generation);
+	spin_unlock_bh(&ctx->lock);
+	ctx->add.add_flags |= TLSNIC_ADD_F_NO_SYNC;
+	err = tlsnic_ctx_send_add(ctx);
+	if (err) {
+		tlsnic_inc(ctx->priv, tls_recreate_failed);
+		return err;
+	}
+	tlsnic_inc(ctx->priv, tls_recreated);
+	spin_lock_bh(&ctx->lock);
+	ctx->on_device = true;
+	spin_unlock_bh(&ctx->lock);
+	return 0;
+}
+
+/*
+ * Re-create what the device lost, one by one, so that others get their turn.
+ * A device that stops answering ends it: its contexts stay with the software
+ * until it shows up with another HELLO.
+ */
+void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
+{
+	struct tlsnic_ctx *ctx;
+	int err = 0;
+	u32 i;
+
+	for (i = 0; i < priv->slot_count && err != -ETIMEDOUT; i++) {
+		mutex_lock(&priv->ctx_mutex);
+		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
+		if (ctx && !READ_ONCE(ctx->on_device))
+			err = tlsnic_ctx_readd(&priv->slots[i], ctx);
+		mutex_unlock(&priv->ctx_mutex);
+	}
+}
+
+/* The device tells something (NAPI). Its words are believed only so far. */
+void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev)
+{
+	u32 generation = le32_to_cpu(ev->generation);
+	u32 slot = le32_to_cpu(ev->slot);
+	struct tlsnic_ctx *ctx;
+
+	tlsnic_inc(priv, events);
+	if (ev->code == TLSNIC_EVENT_CONFIG_CHANGED) {
+		tlsnic_kick_work(priv, true);
+		return;
+	}
+	if (ev->code == TLSNIC_EVENT_TX_DROPPED)
+		tlsnic_inc(priv, tx_tls_device_drop);
+
+	rcu_read_lock();
+	ctx = tlsnic_ctx_lookup(priv, slot, generation, TLSNIC_DIR_TX);
+	if (!ctx && ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT)
+		ctx = tlsnic_ctx_lookup(priv, slot, generation, TLSNIC_DIR_RX);
+	if (!ctx) {
+		tlsnic_inc(priv, events_stale);
+	} else if (ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT) {
+		tlsnic_ctx_lost(ctx);
+		tlsnic_kick_work(priv, true);
+	} else if (ev->code == TLSNIC_EVENT_TX_DROPPED) {
+		spin_lock(&ctx->lock);
+		ctx->in_sync = false;
+		ctx->resync = false;
+		spin_unlock(&ctx->lock);
+	}
+	rcu_read_unlock();
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * What the kernel's TLS asks of a driver: struct tlsdev_ops.
+ *
+ * add and tx resync run in process context under the socket's lock; rx resync
+ * may run in softirq and must not sleep; del runs under RTNL when the interface
+ * goes down, and after the socket was freed when it was closed. None of them
+ * takes RTNL or waits for one who does. driver_state holds a pointer to our
+ * struct tlsnic_ctx, which holds no pointer to the socket.
+ */
+#include <linux/slab.h>
+#include <net/inet_sock.h>
+#include <net/ipv6.h>
+
+#include "tlsnic.h"
+
+static struct tlsnic_ctx **tlsnic_state(struct tls_context *tls_ctx,
+					enum tls_offload_ctx_dir direction)
+{
+	BUILD_BUG_ON(sizeof(struct tlsnic_ctx *) > TLS_DRIVER_STATE_SIZE_TX);
+	BUILD_BUG_ON(sizeof(struct tlsnic_ctx *) > TLS_DRIVER_STATE_SIZE_RX);
+	BUILD_BUG_ON((int)TLSNIC_DIR_RX != (int)TLS_OFFLOAD_CTX_DIR_RX);
+	BUILD_BUG_ON((int)TLSNIC_DIR_TX != (int)TLS_OFFLOAD_CTX_DIR_TX);
+	return __tls_driver_ctx(tls_ctx, direction);
+}
+
+/*
+ * The tx context of a socket if it is one of this device, else NULL (another
+ * port of a bond, device going down). Called from ndo_start_xmit.
+ */
+struct tlsnic_ctx *tlsnic_tx_ctx(struct tlsnic_priv *priv, struct sock *sk)
+{
+	struct tls_context *tls_ctx = tls_get_ctx(sk);
+
+	if (rcu_dereference_bh(tls_ctx->netdev) != priv->dev)
+		return NULL;
+	return READ_ONCE(*tlsnic_state(tls_ctx, TLS_OFFLOAD_CTX_DIR_TX));
+}
+
+/* Copy the crypto parameters; -EOPNOTSUPP if the device lacks the cipher */
+#define TLSNIC_FILL(add, info) do {					\
+	BUILD_BUG_ON(sizeof((info)->key) > sizeof((add)->key));		\
+	BUILD_BUG_ON(sizeof((info)->iv) > sizeof((add)->iv));		\
+	BUILD_BUG_ON(sizeof((info)->salt) > sizeof((add)->salt));	\
+	BUILD_BUG_ON(sizeof((info)->rec_seq) != sizeof((add)->rec_seq)); \
+	memcpy((add)->key, (info)->key, sizeof((info)->key));		\
+	memcpy((add)->iv, (info)->iv, sizeof((info)->iv));		\
+	memcpy((add)->salt, (info)->salt, sizeof((info)->salt));	\
+	memcpy((add)->rec_seq, (info)->rec_seq, sizeof((info)->rec_seq)); \
+	(add)->key_len = sizeof((info)->key);				\
+	(add)->iv_len = sizeof((info)->iv);				\
+	(add)->salt_len = sizeof((info)->salt);				\
+	(add)->rec_seq_len = sizeof((info)->rec_seq);			\
+} while (0)
+
+static int tlsnic_fill_crypto(u32 ciphers, struct tlsnic_ctx_add *add,
+			      const struct tls_crypto_info *info)
+{
+	const struct tls12_crypto_info_aes_gcm_128 *gcm_128;
+	const struct tls12_crypto_info_aes_gcm_256 *gcm_256;
+
+	if (info->version != TLS_1_2_VERSION)
+		return -EOPNOTSUPP;
+	switch (info->cipher_type) {
+	case TLS_CIPHER_AES_GCM_128:
+		if (!(ciphers & TLSNIC_CIPHER_TLS_1_2_AES_GCM_128))
+			return -EOPNOTSUPP;
+		gcm_128 = (const void *)info;
+		TLSNIC_FILL(add, gcm_128);
+		break;
+	case TLS_CIPHER_AES_GCM_256:
+		if (!(ciphers & TLSNIC_CIPHER_TLS_1_2_AES_GCM_256))
+			return -EOPNOTSUPP;
+		gcm_256 = (const void *)info;
+		TLSNIC_FILL(add, gcm_256);
+		break;
+	default:
+		return -EOPNOTSUPP;
+	}
+	add->tls_version = cpu_to_le16(info->version);
+	add->cipher = cpu_to_le16(info->cipher_type);
+	return 0;
+}
+
+/* The connection as it is on the wire: a v4-mapped socket speaks IPv4 */
+static void tlsnic_fill_tuple(struct tlsnic_ctx_add *add, const struct sock *sk)
+{
+	const struct inet_sock *inet = inet_sk(sk);
+
+	add->local_port = cpu_to_le16(ntohs(inet->inet_sport));
+	add->remote_port = cpu_to_le16(ntohs(inet->inet_dport));
+#if IS_ENABLED(CONFIG_IPV6)
+	if (sk->sk_family == AF_INET6 &&
+	    !ipv6_addr_v4mapped(&sk->sk_v6_daddr)) {
+		add->family = 6;
+		memcpy(add->local_addr, &inet6_sk(sk)->saddr, 16);
+		memcpy(add->remote_addr, &sk->sk_v6_daddr, 16);
+		return;
+	}
+#endif
+	add->family = 4;
+	memcpy(add->local_addr, &inet->inet_saddr, 4);
+	memcpy(add->remote_addr, &inet->inet_daddr, 4);
+}
+
+static int tlsnic_prepare(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
+			  struct sock *sk, enum tls_offload_ctx_dir direction,
+			  const struct tls_crypto_info *info, u32 start_seq)
+{
+	ctx->dir = (enum tlsnic_dir)direction;
+	ctx->add.dir = ctx->dir;
+	ctx->add.start_seq = cpu_to_le32(start_seq);
+	tlsnic_fill_tuple(&ctx->add, sk);
+	return tlsnic_fill_crypto(priv->ciphers, &ctx->add, info);
+}
+
+static int tlsnic_tls_add(struct net_device *dev, struct sock *sk,
+			  enum tls_offload_ctx_dir direction,
+			  struct tls_crypto_info *info, u32 start_seq)
+{
+	struct tlsnic_priv *priv = netdev_priv(dev);
+	bool tx = direction == TLS_OFFLOAD_CTX_DIR_TX;
+	struct tlsnic_ctx *ctx;
+	int err;
+
+	/* without a link nobody answers: do not make the application wait */
+	if (!netif_carrier_ok(dev)) {
+		tlsnic_inc(priv, tls_add_failed);
+		return -ENETDOWN;
+	}
+	ctx = kzalloc(sizeof(*ctx), GFP_KERNEL);
+	if (!ctx)
+		return -ENOMEM;
+	err = tlsnic_prepare(priv, ctx, sk, direction, info, start_seq);
+	if (err) {
+		tlsnic_inc(priv, tls_add_unsupported);
+		goto free;
+	}
+	err = tlsnic_ctx_install(priv, ctx);
+	if (err) {
+		tlsnic_inc(priv, tls_add_failed);
+		goto free;
+	}
+
+	if (tx) {
+		tlsnic_inc(priv, tx_tls_ctx);
+	} else {
+		tlsnic_inc(priv, rx_tls_ctx);
+		tls_offload_rx_resync_set_type(sk,
+					       TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT);
+	}
+	WRITE_ONCE(*tlsnic_state(tls_get_ctx(sk), direction), ctx);
+	return 0;
+
+free:
+	tlsnic_ctx_free(ctx);
+	return err;
+}
+
+static void tlsnic_tls_del(struct net_device *dev, struct tls_context *tls_ctx,
+			   enum tls_offload_ctx_dir direction)
+{
+	struct tlsnic_priv *priv = netdev_priv(dev);
+	struct tlsnic_ctx **state = tlsnic_state(tls_ctx, direction);
+	struct tlsnic_ctx *ctx = *state;
+
+	WRITE_ONCE(*state, NULL);
+	if (direction == TLS_OFFLOAD_CTX_DIR_TX)
+		tlsnic_inc(priv, tx_tls_del);
+	else
+		tlsnic_inc(priv, rx_tls_del);
+	tlsnic_ctx_remove(ctx);
+}
+
+/* The stack will send record @rcd_sn at @seq; its first packet says so */
+static int tlsnic_tx_resync(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
+{
+	int err = -EAGAIN;
+
+	spin_lock_bh(&ctx->lock);
+	if (ctx->on_device) {
+		ctx->in_sync = true;
+		ctx->resync = true;
+		ctx->expected_seq = seq;
+		ctx->resync_rcd_sn = rcd_sn;
+		err = 0;
+	}
+	spin_unlock_bh(&ctx->lock);
+	return err;
+}
+
+/* The device's reply to RX_RESYNC; softirq */
+static void tlsnic_rx_resync_done(struct tlsnic_priv *priv,
+				  const struct tlsnic_cmd *cmd)
+{
+	if (cmd->status)
+		tlsnic_inc(priv, rx_tls_resync_res_skip);
+	else
+		tlsnic_inc(priv, rx_tls_resync_res_ok);
+}
+
+/* Record @rcd_sn starts at @seq; tell the device without sleeping */
+static int tlsnic_rx_resync(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
+{
+	struct tlsnic_rx_resync body = {
+		.tcp_seq = cpu_to_le32(seq),
+		.rcd_sn = cpu_to_le64(rcd_sn),
+	};
+	struct tlsnic_cmd *cmd;
+
+	cmd = tlsnic_command(TLSNIC_OP_RX_RESYNC, &body, sizeof(body), 0,
+			     GFP_ATOMIC);
+	if (!cmd) {
+		tlsnic_inc(ctx->priv, rx_tls_resync_res_skip);
+		return -ENOMEM;
+	}
+	tlsnic_command_handle(cmd, ctx->slot, READ_ONCE(ctx->generation));
+	cmd->complete = tlsnic_rx_resync_done;
+	tlsnic_cmd_post(ctx->priv, cmd);
+	return 0;
+}
+
+static int tlsnic_tls_resync(struct net_device *dev, struct sock *sk, u32 seq,
+			     u8 *rcd_sn_be, enum tls_offload_ctx_dir direction)
+{
+	struct tlsnic_ctx *ctx;
+	__be64 rcd_sn;
+
+	ctx = READ_ONCE(*tlsnic_state(tls_get_ctx(sk), direction));
+	if (!ctx)
+		return -ENOENT;
+	memcpy(&rcd_sn, rcd_sn_be, sizeof(rcd_sn));
+	if (direction == TLS_OFFLOAD_CTX_DIR_TX)
+		return tlsnic_tx_resync(ctx, seq, be64_to_cpu(rcd_sn));
+	return tlsnic_rx_resync(ctx, seq, be64_to_cpu(rcd_sn));
+}
+
+static const struct tlsdev_ops tlsnic_tlsdev_ops = {
+	.tls_dev_add = tlsnic_tls_add,
+	.tls_dev_del = tlsnic_tls_del,
+	.tls_dev_resync = tlsnic_tls_resync,
+};
+
+/* Before register_netdev(): the kernel looks at the ops when it sees the bits */
+void tlsnic_ktls_init(struct tlsnic_priv *priv)
+{
+	struct net_device *dev = priv->dev;
+
+	dev->tlsdev_ops = &tlsnic_tlsdev_ops;
+	if (priv->caps & TLSNIC_CAP_TX)
+		dev->hw_features |= NETIF_F_HW_TLS_TX;
+	if (priv->caps & TLSNIC_CAP_RX)
+		dev->hw_features |= NETIF_F_HW_TLS_RX;
+	dev->features |= dev->hw_features &
+			 (NETIF_F_HW_TLS_TX | NETIF_F_HW_TLS_RX);
+}

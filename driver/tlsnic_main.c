@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Probe and remove.
+ *
+ * Every virtio network device may be ours; only its answer to HELLO tells. A
+ * device that does not answer is reset, left, and refused with -ENODEV, so the
+ * driver core offers it to virtio_net.
+ */
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+
+#include "tlsnic.h"
+
+static void tlsnic_napi_enable(struct tlsnic_priv *priv)
+{
+	unsigned int i;
+
+	for (i = 0; i < priv->max_pairs; i++) {
+		napi_enable(&priv->rxq[i].napi);
+		napi_enable(&priv->txq[i].napi);
+	}
+}
+
+static void tlsnic_napi_disable(struct tlsnic_priv *priv)
+{
+	unsigned int i;
+
+	for (i = 0; i < priv->max_pairs; i++) {
+		napi_disable(&priv->rxq[i].napi);
+		napi_disable(&priv->txq[i].napi);
+	}
+}
+
+/* Find the queues: rx0 tx0 rx1 tx1 ... and, if offered, control */
+static int tlsnic_find_queues(struct tlsnic_priv *priv)
+{
+	bool ctrl = virtio_has_feature(priv->vdev, VIRTIO_NET_F_CTRL_VQ);
+	unsigned int i, n = priv->max_pairs * 2 + ctrl;
+	struct virtqueue_info *info;
+	struct virtqueue **vqs;
+	int err = -ENOMEM;
+
+	info = kcalloc(n, sizeof(*info), GFP_KERNEL);
+	vqs = kcalloc(n, sizeof(*vqs), GFP_KERNEL);
+	if (!info || !vqs)
+		goto free;
+	for (i = 0; i < priv->max_pairs; i++) {
+		info[2 * i].name = priv->rxq[i].name;
+		info[2 * i].callback = tlsnic_rx_done;
+		info[2 * i + 1].name = priv->txq[i].name;
+		info[2 * i + 1].callback = tlsnic_tx_done;
+	}
+	if (ctrl)
+		info[n - 1].name = "control";
+	err = tlsnic_find_vqs(priv->vdev, n, vqs, info);
+	if (err)
+		goto free;
+	for (i = 0; i < priv->max_pairs; i++) {
+		priv->rxq[i].vq = vqs[2 * i];
+		priv->txq[i].vq = vqs[2 * i + 1];
+	}
+	priv->cvq = ctrl ? vqs[n - 1] : NULL;
+	priv->rx_ring_size = virtqueue_get_vring_size(vqs[0]);
+	priv->tx_ring_size = virtqueue_get_vring_size(vqs[1]);
+	if (priv->tx_ring_size < TLSNIC_TX_ROOM) {
+		priv->vdev->config->del_vqs(priv->vdev);
+		err = -EINVAL;
+	}
+free:
+	kfree(info);
+	kfree(vqs);
+	return err;
+}
+
+/* Stop the device and take everything back; remove and freeze */
+static void tlsnic_rings_stop(struct tlsnic_priv *priv)
+{
+	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, 0);
+	unsigned int i;
+
+	__netif_tx_lock_bh(nq);
+	priv->running = false;
+	__netif_tx_unlock_bh(nq);
+	tlsnic_napi_disable(priv);
+	virtio_reset_device(priv->vdev);
+	for (i = 0; i < priv->max_pairs; i++) {
+		tlsnic_tx_free(&priv->txq[i]);
+		tlsnic_rx_free(&priv->rxq[i]);
+	}
+	priv->cvq = NULL;
+	priv->vdev->config->del_vqs(priv->vdev);
+}
+
+/* Start the device's queues; commands work from here on */
+static int tlsnic_rings_start(struct tlsnic_priv *priv)
+{
+	unsigned int i;
+	int err;
+
+	err = tlsnic_find_queues(priv);
+	if (err)
+		return err;
+	tlsnic_napi_enable(priv);
+	virtio_device_ready(priv->vdev);
+	priv->running = true;
+	for (i = 0; i < priv->max_pairs; i++) {
+		if (!tlsnic_rx_fill(&priv->rxq[i], GFP_KERNEL)) {
+			tlsnic_rings_stop(priv);
+			return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
+static void tlsnic_queues_init(struct tlsnic_priv *priv)
+{
+	struct tlsnic_txq *tx;
+	struct tlsnic_rxq *rx;
+	unsigned int i;
+
+	for (i = 0; i < priv->max_pairs; i++) {
+		tx = &priv->txq[i];
+		tx->priv = priv;
+		tx->index = i;
+		INIT_LIST_HEAD(&tx->waiting);
+		u64_stats_init(&tx->stats.syncp);
+		snprintf(tx->name, sizeof(tx->name), "tx%u", i);
+		netif_napi_add_tx(priv->dev, &tx->napi, tlsnic_tx_poll);
+
+		rx = &priv->rxq[i];
+		rx->priv = priv;
+		rx->index = i;
+		u64_stats_init(&rx->stats.syncp);
+		snprintf(rx->name, sizeof(rx->name), "rx%u", i);
+		netif_napi_add(priv->dev, &rx->napi, tlsnic_rx_poll);
+	}
+}
+
+static void tlsnic_features_init(struct tlsnic_priv *priv)
+{
+	struct virtio_device *vdev = priv->vdev;
+	struct net_device *dev = priv->dev;
+
+	dev->hw_features = NETIF_F_SG;
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_CSUM)) {
+		dev->hw_features |= NETIF_F_HW_CSUM;
+		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_TSO4))
+			dev->hw_features |= NETIF_F_TSO;
+		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_TSO6))
+			dev->hw_features |= NETIF_F_TSO6;
+		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_ECN))
+			dev->hw_features |= NETIF_F_TSO_ECN;
+	}
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_GUEST_CSUM))
+		dev->hw_features |= NETIF_F_RXCSUM;
+	dev->features = dev->hw_features | NETIF_F_HIGHDMA;
+	/* without TLS: a VLAN has no tlsdev_ops */
+	dev->vlan_features = dev->features;
+}
+
+static void tlsnic_config_init(struct tlsnic_priv *priv)
+{
+	struct virtio_device *vdev = priv->vdev;
+	struct net_device *dev = priv->dev;
+	u8 mac[ETH_ALEN];
+	u16 mtu;
+
+	eth_hw_addr_random(dev);
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_MAC)) {
+		virtio_cread_bytes(vdev, offsetof(struct virtio_net_config,
+						  mac), mac, ETH_ALEN);
+		if (is_valid_ether_addr(mac))
+			eth_hw_addr_set(dev, mac);
+	}
+	dev->min_mtu = ETH_MIN_MTU;
+	dev->max_mtu = ETH_MAX_MTU;
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_MTU)) {
+		virtio_cread(vdev, struct virtio_net_config, mtu, &mtu);
+		if (mtu >= ETH_MIN_MTU) {
+			dev->mtu = mtu;
+			dev->max_mtu = mtu;
+		}
+	}
+	priv->speed = SPEED_UNKNOWN;
+	priv->duplex = DUPLEX_UNKNOWN;
+}
+
+static unsigned int tlsnic_max_pairs(struct virtio_device *vdev)
+{
+	u16 pairs;
+
+	if (!virtio_has_feature(vdev, VIRTIO_NET_F_MQ) ||
+	    !virtio_has_feature(vdev, VIRTIO_NET_F_CTRL_VQ))
+		return 1;
+	virtio_cread(vdev, struct virtio_net_config, max_virtqueue_pairs,
+		     &pairs);
+	return pairs;
+}
+
+static void tlsnic_free(struct tlsnic_priv *priv)
+{
+	/* the pointers of free_netdev() lie in what it frees */
+	struct net_device *dev = priv->dev;
+	struct tlsnic_txq *txq = priv->txq;
+	struct tlsnic_rxq *rxq = priv->rxq;
+
+	tlsnic_ctx_table_free(priv);
+	kfree(priv->dev_stats);
+	kfree(priv->dev_stat_names);
+	kfree(priv->ctrl);
+	free_netdev(dev);
+	kvfree(txq);
+	kvfree(rxq);
+}
+
+/* Everything that needs no word with the device */
+static struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev,
+					unsigned int pairs)
+{
+	struct tlsnic_priv *priv;
+	struct net_device *dev;
+
+	dev = alloc_etherdev_mqs(sizeof(*priv), pairs, pairs);
+	if (!dev)
+		return NULL;
+	SET_NETDEV_DEV(dev, &vdev->dev);
+	dev->netdev_ops = &tlsnic_netdev_ops;
+	dev->ethtool_ops = &tlsnic_ethtool_ops;
+	dev->needed_headroom = sizeof(struct virtio_net_hdr_v1) +
+			       sizeof(struct tlsnic_tx_tls);
+	dev->watchdog_timeo = 10 * HZ;
+
+	priv = netdev_priv(dev);
+	priv->vdev = vdev;
+	priv->dev = dev;
+	priv->max_pairs = pairs;
+	mutex_init(&priv->ctrl_mutex);
+	mutex_init(&priv->ctx_mutex);
+	ida_init(&priv->slot_ida);
+	init_completion(&priv->hello_done);
+	INIT_DELAYED_WORK(&priv->work, tlsnic_work);
+	priv->txq = kvcalloc(pairs, sizeof(*priv->txq), GFP_KERNEL);
+	priv->rxq = kvcalloc(pairs, sizeof(*priv->rxq), GFP_KERNEL);
+	priv->ctrl = kzalloc(sizeof(*priv->ctrl), GFP_KERNEL);
+	if (!priv->txq || !priv->rxq || !priv->ctrl) {
+		tlsnic_free(priv);
+		return NULL;
+	}
+	tlsnic_queues_init(priv);
+	tlsnic_features_init(priv);
+	tlsnic_config_init(priv);
+	return priv;
+}
+
+/* Ask who the device is, and take what it tells */
+static int tlsnic_discover(struct tlsnic_priv *priv)
+{
+	unsigned int pairs = min(priv->max_pairs, num_online_cpus());
+	int err;
+
+	err = tlsnic_hello(priv, TLSNIC_HELLO_F_RESET);
+	if (err == -ETIMEDOUT || err == -EPROTO) {
+		dev_info(&priv->vdev->dev,
+			 "not a tlsnic, leaving it to another driver\n");
+		return -ENODEV;
+	}
+	if (err < 0)
+		return err;
+	err = tlsnic_ctx_table_init(priv);
+	if (err)
+		return err;
+	err = tlsnic_stat_names(priv);
+	if (err)
+		return err;
+	if (tlsnic_set_pairs(priv, pairs)) {
+		dev_warn(&priv->vdev->dev, "cannot use %u queues\n", pairs);
+		priv->pairs = 1;
+	}
+	return netif_set_real_num_queues(priv->dev, priv->pairs, priv->pairs);
+}
+
+static int tlsnic_probe(struct virtio_device *vdev)
+{
+	unsigned int pairs;
+	struct tlsnic_priv *priv;
+	int err;
+
+	if (!virtio_has_feature(vdev, VIRTIO_F_VERSION_1) ||
+	    !virtio_has_feature(vdev, VIRTIO_NET_F_MRG_RXBUF))
+		return -ENODEV;
+	pairs = tlsnic_max_pairs(vdev);
+	if (!pairs || pairs > TLSNIC_MAX_PAIRS)
+		return -ENODEV;
+	priv = tlsnic_alloc(vdev, pairs);
+	if (!priv)
+		return -ENOMEM;
+	vdev->priv = priv;
+	err = tlsnic_rings_start(priv);
+	if (err)
+		goto free;
+	err = tlsnic_discover(priv);
+	if (err)
+		goto stop;
+	tlsnic_ktls_init(priv);
+	netif_carrier_off(priv->dev);
+	err = register_netdev(priv->dev);
+	if (err)
+		goto stop;
+	tlsnic_kick_work(priv, false);
+	return 0;
+
+stop:
+	set_bit(TLSNIC_F_CLOSING, &priv->flags);
+	tlsnic_rings_stop(priv);
+	cancel_delayed_work_sync(&priv->work);
+free:
+	tlsnic_free(priv);
+	return err;
+}
+
+/* Give the device a moment to take the deletes that nobody waited for */
+static void tlsnic_settle(struct tlsnic_priv *priv)
+{
+	unsigned long deadline = jiffies + HZ;
+
+	while (atomic_read(&priv->commands) && netif_carrier_ok(priv->dev) &&
+	       time_before(jiffies, deadline))
+		usleep_range(500, 1000);
+}
+
+/*
+ * Unregistering deletes the contexts, so the rings stop after it; and the work
+ * ends when neither interrupt nor NAPI can ask for it any more.
+ */
+static void tlsnic_remove(struct virtio_device *vdev)
+{
+	struct tlsnic_priv *priv = vdev->priv;
+
+	unregister_netdev(priv->dev);
+	set_bit(TLSNIC_F_CLOSING, &priv->flags);
+	tlsnic_settle(priv);
+	tlsnic_rings_stop(priv);
+	cancel_delayed_work_sync(&priv->work);
+	tlsnic_free(priv);
+}
+
+static void tlsnic_config_changed(struct virtio_device *vdev)
+{
+	tlsnic_kick_work(vdev->priv, true);
+}
+
+#ifdef CONFIG_PM_SLEEP
+static int tlsnic_freeze(struct virtio_device *vdev)
+{
+	struct tlsnic_priv *priv = vdev->priv;
+
+	set_bit(TLSNIC_F_CLOSING, &priv->flags);
+	netif_tx_lock_bh(priv->dev);
+	netif_device_detach(priv->dev);
+	netif_tx_unlock_bh(priv->dev);
+	tlsnic_rings_stop(priv);
+	cancel_delayed_work_sync(&priv->work);
+	return 0;
+}
+
+/* The device forgot everything; the work re-creates the contexts */
+static int tlsnic_restore(struct virtio_device *vdev)
+{
+	struct tlsnic_priv *priv = vdev->priv;
+	int err;
+
+	err = tlsnic_rings_start(priv);
+	if (err)
+		return err;
+	err = tlsnic_hello(priv, TLSNIC_HELLO_F_RESET);
+	if (err < 0)
+		netdev_warn(priv->dev, "the device does not answer\n");
+	tlsnic_ctx_all_lost(priv);
+	if (tlsnic_set_pairs(priv, priv->pairs))
+		netdev_warn(priv->dev, "cannot use %u queues\n", priv->pairs);
+	netif_device_attach(priv->dev);
+	clear_bit(TLSNIC_F_CLOSING, &priv->flags);
+	tlsnic_kick_work(priv, err < 0);
+	return 0;
+}
+#endif
+
+static const struct virtio_device_id tlsnic_ids[] = {
+	{ VIRTIO_ID_NET, VIRTIO_DEV_ANY_ID },
+	{ 0 },
+};
+
+static const unsigned int tlsnic_features[] = {
+	VIRTIO_F_VERSION_1,
+	VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MTU,
+	VIRTIO_NET_F_MAC, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+	VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_HOST_TSO4,
+	VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN,
+	VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_CTRL_VQ,
+	VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_MAC_ADDR,
+};
+
+static struct virtio_driver tlsnic_driver = {
+	.driver.name = KBUILD_MODNAME,
+	.feature_table = tlsnic_features,
+	.feature_table_size = ARRAY_SIZE(tlsnic_features),
+	.id_table = tlsnic_ids,
+	.probe = tlsnic_probe,
+	.remove = tlsnic_remove,
+	.config_changed = tlsnic_config_changed,
+#ifdef CONFIG_PM_SLEEP
+	.freeze = tlsnic_freeze,
+	.restore = tlsnic_restore,
+#endif
+};
+module_virtio_driver(tlsnic_driver);
+
+MODULE_DEVICE_TABLE(virtio, tlsnic_ids);
+MODULE_DESCRIPTION("Virtio network device with inline TLS");
+MODULE_VERSION(TLSNIC_DRIVER_VERSION);
+MODULE_LICENSE("Dual BSD/GPL");

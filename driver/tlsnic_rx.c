@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Frames from the device.
+ *
+ * The receive ring holds buffers of one size, cut from larger pages. Headers
+ * of a frame are copied into the skb, the rest is attached, so payload is not
+ * copied and neighbouring buffers become one fragment.
+ *
+ * The device is not trusted: lengths, counts, extensions and verdicts are
+ * checked, and looked at once, in a copy. Whatever is wrong is counted under
+ * its name and dropped.
+ */
+#include <linux/skbuff.h>
+
+#include "tlsnic.h"
+
+struct tlsnic_rx_head {
+	struct virtio_net_hdr_v1 hdr;
+	union {
+		struct {
+			u8 type;
+			u8 flags;
+			__le16 len;
+		} __packed any;
+		struct tlsnic_hello_reply hello_reply;
+		struct tlsnic_rx_tls tls;
+		struct tlsnic_event event;
+	} ext;
+} __packed;
+
+/* Of the largest frame: no skb holds more fragments everywhere */
+#define TLSNIC_RX_MAX_BUFS	17
+
+static void tlsnic_rx_put(void *buf)
+{
+	put_page(virt_to_head_page(buf));
+}
+
+/* Post free buffers; false if there is no memory and not one is posted */
+bool tlsnic_rx_fill(struct tlsnic_rxq *q, gfp_t gfp)
+{
+	unsigned int size = virtqueue_get_vring_size(q->vq);
+	bool kick = false, starved = false;
+	struct scatterlist sg;
+	void *buf;
+
+	while (q->vq->num_free) {
+		if (!skb_page_frag_refill(TLSNIC_RX_BUF_SIZE, &q->frag, gfp)) {
+			tlsnic_inc(q->priv, rx_refill_failed);
+			starved = true;
+			break;
+		}
+		buf = page_address(q->frag.page) + q->frag.offset;
+		sg_init_one(&sg, buf, TLSNIC_RX_BUF_SIZE);
+		if (virtqueue_add_inbuf(q->vq, &sg, 1, buf, gfp))
+			break;
+		get_page(q->frag.page);
+		q->frag.offset += TLSNIC_RX_BUF_SIZE;
+		kick = true;
+	}
+	if (kick)
+		virtqueue_kick(q->vq);
+	return !starved || q->vq->num_free < size;
+}
+
+/* The next buffer of a frame, or NULL; *@len is honest afterwards */
+static void *tlsnic_rx_next(struct tlsnic_rxq *q, unsigned int *len)
+{
+	void *buf = virtqueue_get_buf(q->vq, len);
+
+	if (!buf) {
+		tlsnic_inc(q->priv, rx_drop_buffers);
+	} else if (!*len || *len > TLSNIC_RX_BUF_SIZE) {
+		tlsnic_inc(q->priv, rx_drop_length);
+		tlsnic_rx_put(buf);
+		buf = NULL;
+	}
+	return buf;
+}
+
+/* Drop the @count buffers that remain of a frame */
+static void tlsnic_rx_skip(struct tlsnic_rxq *q, unsigned int count)
+{
+	unsigned int len;
+	void *buf;
+
+	while (count-- && (buf = virtqueue_get_buf(q->vq, &len)))
+		tlsnic_rx_put(buf);
+}
+
+/* Attach @len bytes at @data, whose page reference the skb takes over; the
+ * caller sees to it that the skb has room for another fragment
+ */
+static void tlsnic_rx_attach(struct sk_buff *skb, void *data, unsigned int len)
+{
+	int i = skb_shinfo(skb)->nr_frags;
+	struct page *page = virt_to_head_page(data);
+	unsigned int offset = data - page_address(page);
+
+	if (skb_can_coalesce(skb, i, page, offset)) {
+		put_page(page);
+		skb_coalesce_rx_frag(skb, i - 1, len, TLSNIC_RX_BUF_SIZE);
+	} else {
+		skb_add_rx_frag(skb, i, page, offset, len, TLSNIC_RX_BUF_SIZE);
+	}
+}
+
+/* An skb with the @len bytes of frame at @data; takes over @data's page */
+static struct sk_buff *tlsnic_rx_build(struct tlsnic_rxq *q, void *data,
+				       unsigned int len, bool last)
+{
+	bool copy = last && len <= TLSNIC_RX_COPYBREAK;
+	struct sk_buff *skb;
+	unsigned int head;
+
+	skb = napi_alloc_skb(&q->napi, TLSNIC_RX_COPYBREAK);
+	if (unlikely(!skb)) {
+		tlsnic_inc(q->priv, rx_drop_nomem);
+		tlsnic_rx_put(data);
+		return NULL;
+	}
+	head = copy ? len : eth_get_headlen(q->priv->dev, data,
+					    min_t(u32, len,
+						  TLSNIC_RX_COPYBREAK));
+	skb_put_data(skb, data, head);
+	if (len > head)
+		tlsnic_rx_attach(skb, data + head, len - head);
+	else
+		tlsnic_rx_put(data);
+	return skb;
+}
+
+/* Collect the other @count buffers of a frame; frees @skb on failure */
+static struct sk_buff *tlsnic_rx_collect(struct tlsnic_rxq *q,
+					 struct sk_buff *skb,
+					 unsigned int count)
+{
+	unsigned int len;
+	void *buf;
+
+	for (; count; count--) {
+		buf = tlsnic_rx_next(q, &len);
+		if (unlikely(!buf)) {
+			tlsnic_rx_skip(q, count - 1);
+			kfree_skb(skb);
+			return NULL;
+		}
+		tlsnic_rx_attach(skb, buf, len);
+	}
+	return skb;
+}
+
+/*
+ * Bytes of header and extension before the frame, or 0 if they make no sense.
+ * @len is what the first buffer holds.
+ */
+static unsigned int tlsnic_rx_parse(const struct tlsnic_rx_head *head,
+				    unsigned int len)
+{
+	unsigned int need, ext_len;
+
+	if (!(head->hdr.flags & TLSNIC_HDR_F_EXT))
+		return sizeof(head->hdr);
+	if (len < sizeof(head->hdr) + sizeof(head->ext.any))
+		return 0;
+	switch (head->ext.any.type) {
+	case TLSNIC_EXT_HELLO_REPLY:
+		need = sizeof(head->ext.hello_reply);
+		break;
+	case TLSNIC_EXT_RX_TLS:
+		need = sizeof(head->ext.tls);
+		break;
+	case TLSNIC_EXT_EVENT:
+		need = sizeof(head->ext.event);
+		break;
+	default:
+		return 0;
+	}
+	ext_len = le16_to_cpu(head->ext.any.len);
+	if (ext_len < need || ext_len > len - sizeof(head->hdr))
+		return 0;
+	return sizeof(head->hdr) + ext_len;
+}
+
+/*
+ * The device's requests to resynchronise are counted; with CORE_NEXT_HINT, the
+ * only type this driver sets, the stack needs no telling.
+ */
+static void tlsnic_rx_resync_flags(struct tlsnic_priv *priv, u8 flags)
+{
+	if (flags & TLSNIC_RX_F_RESYNC_REQ)
+		tlsnic_inc(priv, rx_tls_resync_req_pkt);
+	if (flags & TLSNIC_RX_F_RESYNC_START)
+		tlsnic_inc(priv, rx_tls_resync_req_start);
+	if (flags & TLSNIC_RX_F_RESYNC_END)
+		tlsnic_inc(priv, rx_tls_resync_req_end);
+	if (flags & TLSNIC_RX_F_RESYNC_CANCEL)
+		tlsnic_inc(priv, rx_tls_resync_req_skip);
+}
+
+/*
+ * Apply the device's verdict. Its payload is plaintext if it says so: without
+ * a context of ours that explains it, the frame must not go up. The wire's
+ * checksum was verified and does not fit the plaintext, so it is reported as
+ * verified whatever the interface's settings are.
+ */
+static bool tlsnic_rx_verdict(struct tlsnic_priv *priv, struct sk_buff *skb,
+			      const struct tlsnic_rx_tls *tls)
+{
+	bool live;
+
+	if (tls->flags & TLSNIC_RX_F_ERROR)
+		tlsnic_inc(priv, rx_tls_err);
+	tlsnic_rx_resync_flags(priv, tls->flags);
+	if (!(tls->flags & TLSNIC_RX_F_DECRYPTED))
+		return true;
+
+	rcu_read_lock();
+	live = tlsnic_ctx_lookup(priv, le32_to_cpu(tls->slot),
+				 le32_to_cpu(tls->generation), TLSNIC_DIR_RX);
+	rcu_read_unlock();
+	if (unlikely(!live)) {
+		tlsnic_inc(priv, rx_drop_verdict);
+		return false;
+	}
+	skb->decrypted = 1;
+	skb->ip_summed = CHECKSUM_UNNECESSARY;
+	skb->csum_level = 0;
+	tlsnic_inc(priv, rx_tls_decrypted_packets);
+	tlsnic_count(priv, TLSNIC_CNT_rx_tls_decrypted_bytes,
+		     le32_to_cpu(tls->payload));
+	return true;
+}
+
+/* Fill in what the header and the extension say, and hand the skb up */
+static void tlsnic_rx_deliver(struct tlsnic_rxq *q, struct sk_buff *skb,
+			      const struct tlsnic_rx_head *head)
+{
+	struct net_device *dev = q->priv->dev;
+
+	if (unlikely(virtio_net_hdr_to_skb(skb, (const struct virtio_net_hdr *)
+					   &head->hdr, true))) {
+		tlsnic_inc(q->priv, rx_drop_header);
+		goto drop;
+	}
+	if (head->hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID &&
+	    dev->features & NETIF_F_RXCSUM)
+		skb->ip_summed = CHECKSUM_UNNECESSARY;
+	if (head->hdr.flags & TLSNIC_HDR_F_EXT &&
+	    !tlsnic_rx_verdict(q->priv, skb, &head->ext.tls))
+		goto drop;
+	tlsnic_queue_count(&q->stats, 1, skb->len);
+	skb_record_rx_queue(skb, q->index);
+	skb->protocol = eth_type_trans(skb, dev);
+	napi_gro_receive(&q->napi, skb);
+	return;
+
+drop:
+	kfree_skb(skb);
+}
+
+/* Replies and events end here; true if @head announces a frame */
+static bool tlsnic_rx_is_frame(struct tlsnic_rxq *q,
+			       const struct tlsnic_rx_head *head)
+{
+	if (!(head->hdr.flags & TLSNIC_HDR_F_EXT))
+		return true;
+	switch (head->ext.any.type) {
+	case TLSNIC_EXT_HELLO_REPLY:
+		if (!q->index)
+			tlsnic_hello_received(q->priv, &head->ext.hello_reply);
+		return false;
+	case TLSNIC_EXT_EVENT:
+		tlsnic_ctx_event(q->priv, &head->ext.event);
+		return false;
+	default:
+		return true;
+	}
+}
+
+/* One frame, reply or event, whose first buffer is @buf with @len bytes */
+static void tlsnic_rx_one(struct tlsnic_rxq *q, void *buf, unsigned int len)
+{
+	struct tlsnic_rx_head head;
+	unsigned int buffers, skip;
+	struct sk_buff *skb;
+
+	if (unlikely(len < sizeof(head.hdr) || len > TLSNIC_RX_BUF_SIZE)) {
+		tlsnic_inc(q->priv, rx_drop_length);
+		tlsnic_rx_put(buf);
+		return;
+	}
+	memcpy(&head, buf, min_t(size_t, len, sizeof(head)));
+	buffers = __virtio16_to_cpu(true, head.hdr.num_buffers);
+	if (unlikely(!buffers || buffers > TLSNIC_RX_MAX_BUFS)) {
+		tlsnic_inc(q->priv, rx_drop_buffers);
+		buffers = buffers ?: 1;
+		goto drop;
+	}
+	skip = tlsnic_rx_parse(&head, len);
+	if (unlikely(!skip)) {
+		tlsnic_inc(q->priv, rx_drop_ext);
+		goto drop;
+	}
+	if (!tlsnic_rx_is_frame(q, &head))
+		goto drop;
+	if (unlikely(!netif_running(q->priv->dev))) {
+		tlsnic_inc(q->priv, rx_drop_down);
+		goto drop;
+	}
+	if (unlikely(len - skip < ETH_HLEN)) {
+		tlsnic_inc(q->priv, rx_drop_length);
+		goto drop;
+	}
+	skb = tlsnic_rx_build(q, buf + skip, len - skip, buffers == 1);
+	if (unlikely(!skb)) {
+		tlsnic_rx_skip(q, buffers - 1);
+		return;
+	}
+	skb = tlsnic_rx_collect(q, skb, buffers - 1);
+	if (likely(skb))
+		tlsnic_rx_deliver(q, skb, &head);
+	return;
+
+drop:
+	tlsnic_rx_put(buf);
+	tlsnic_rx_skip(q, buffers - 1);
+}
+
+int tlsnic_rx_poll(struct napi_struct *napi, int budget)
+{
+	struct tlsnic_rxq *q = container_of(napi, struct tlsnic_rxq, napi);
+	unsigned int len, opaque;
+	int done = 0;
+	void *buf;
+
+	while (done < budget && (buf = virtqueue_get_buf(q->vq, &len))) {
+		tlsnic_rx_one(q, buf, len);
+		done++;
+	}
+	/* nothing would wake us for an empty ring: come again instead */
+	if (!tlsnic_rx_fill(q, GFP_ATOMIC) || done == budget)
+		return budget;
+
+	opaque = virtqueue_enable_cb_prepare(q->vq);
+	if (!napi_complete_done(napi, done))
+		virtqueue_disable_cb(q->vq);
+	else if (virtqueue_poll(q->vq, opaque))
+		tlsnic_rx_done(q->vq);
+	return done;
+}
+
+/* Interrupt: frames came in */
+void tlsnic_rx_done(struct virtqueue *vq)
+{
+	struct tlsnic_priv *priv = vq->vdev->priv;
+	struct tlsnic_rxq *q = &priv->rxq[vq->index / 2];
+
+	if (napi_schedule_prep(&q->napi)) {
+		virtqueue_disable_cb(vq);
+		__napi_schedule(&q->napi);
+	}
+}
+
+/* The device is stopped: take the buffers back */
+void tlsnic_rx_free(struct tlsnic_rxq *q)
+{
+	void *buf;
+
+	while ((buf = virtqueue_detach_unused_buf(q->vq)))
+		tlsnic_rx_put(buf);
+	if (q->frag.page)
+		put_page(q->frag.page);
+	q->frag.page = NULL;
+}
