@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 SIZE = 1 << 17
 
 
-@pytest.mark.parametrize(("num", "event_idx", "count"), [(2, True, 20000), (4, False, 20000), (64, True, 100000)])
+@pytest.mark.parametrize(("num", "event_idx", "count"), [(2, True, 100000), (4, False, 100000), (64, True, 300000)])
 def test_nothing_is_lost_between_processes(num: int, event_idx: bool, count: int) -> None:
     host = LinuxHost()
     memfd = os.memfd_create("ring")

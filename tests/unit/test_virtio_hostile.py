@@ -182,7 +182,7 @@ def test_avail_idx_jumps(start: int, jump: int) -> None:
     queue, ring = make(start)
     queue.poke(0, *OK)
     queue.set_avail_idx((start + jump) % 65536)
-    with pytest.raises(RingError):
+    with pytest.raises(RingError, match="avail idx"):
         ring.pop()
     assert ring.broken
 
@@ -195,7 +195,7 @@ def test_avail_idx_goes_back_after_good_chains() -> None:
     for _ in range(4):
         assert ring.pop() is not None
     queue.set_avail_idx(3)
-    with pytest.raises(RingError):
+    with pytest.raises(RingError, match="avail idx"):
         ring.pop()
 
 
@@ -210,7 +210,7 @@ def test_more_outstanding_than_the_queue_holds() -> None:
         assert ring.pop() is not None
     queue.offer(0)
     queue.publish()
-    with pytest.raises(RingError):
+    with pytest.raises(RingError, match="avail idx"):
         ring.pop()
 
 
