@@ -79,6 +79,11 @@ class Request:
         """Whether the guest has not yet reported the end."""
         return self.answer is None
 
+    @property
+    def unread(self) -> bool:
+        """Whether `read` would return data at once."""
+        return len(self.stdout) > self.read_so_far
+
     def wait(self, timeout: float) -> int:
         """The exit status. Raises AgentTimeout (the program goes on), AgentError, GuestDied."""
         if not self._until(lambda: False, timeout):
@@ -99,7 +104,7 @@ class Request:
 
     def read(self, timeout: float) -> bytes:
         """The next piece of standard output, b"" at the end. Raises AgentTimeout, GuestDied."""
-        if not self._until(lambda: len(self.stdout) > self.read_so_far, timeout):
+        if not self._until(lambda: self.unread, timeout):
             raise AgentTimeout(f"{self.label}: said nothing for {timeout:g} s")
         with self.changed:
             piece = bytes(self.stdout[self.read_so_far :])

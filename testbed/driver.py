@@ -6,15 +6,18 @@ source tree stays clean. Kbuild then recompiles what has changed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from testbed import debian
 from testbed.errors import SetupError
-from testbed.image import GUEST_SUITE, LOGS, Kernel
-from testbed.stages import BUILD, PROJECT, cached, command, digest, in_root, remove
+from testbed.image import GUEST_SUITE, KERNELS, LOGS, Kernel, build_kernel, kernel_named
+from testbed.stages import BUILD, PROJECT, build_lock, cached, command, digest, in_root, remove, say
 
 SOURCE = PROJECT / "driver"
 MODULE = "tlsnic.ko"
@@ -43,8 +46,15 @@ def _make(kernel: Kernel, source: Path, folder: Path, arguments: Sequence[str], 
         raise SetupError(f"{source} holds no driver to build")
     _sync(source, folder)
     log.unlink(missing_ok=True)
-    build = f"/usr/lib/modules/{kernel.release}/build"
-    in_root(kernel.root, ["make", "-C", build, "M=/mnt", *arguments, "modules"], log, [(folder, "/mnt")])
+    make = ["make", "-C", f"/usr/lib/modules/{kernel.release}/build", "M=/mnt", *arguments, "modules"]
+    try:
+        in_root(kernel.root, make, log, [(folder, "/mnt")])
+    except SetupError as error:
+        first = re.search(r"^.*(?:error: |\*\*\* ).*", log.read_text(errors="replace"), re.MULTILINE)
+        if first is None:
+            raise
+        said = f"{first[0].replace('/mnt/', '').strip()} (all of it: {log.relative_to(PROJECT)})"
+        raise SetupError(f"the driver does not build for kernel {kernel.name}: {said}") from error
 
 
 def build(kernel: Kernel, source: Path = SOURCE) -> tuple[Path, bool]:
@@ -95,3 +105,30 @@ def style(kernel: Kernel, source: Path = SOURCE) -> str:
     with contextlib.suppress(SetupError):  # it ends with 1 when it has something to say, which the log tells
         in_root(kernel.root, ["perl", "/opt/checkpatch.pl", *arguments, "-f", *files], log, mounts)
     return log.read_text().replace("/mnt/", "").strip()
+
+
+def main() -> int:
+    """`python -m testbed.driver [KERNEL ...]`: W=1 and sparse on these kernels (all by default), and checkpatch."""
+    parser = argparse.ArgumentParser(prog="testbed.driver", description="Check the driver: W=1, sparse, checkpatch.")
+    parser.add_argument("kernels", nargs="*", help=f"default: {' '.join(KERNELS)}")
+    clean = True
+    try:
+        kernels = [kernel_named(name) for name in parser.parse_args().kernels or KERNELS]
+        with build_lock(say):
+            for kernel in kernels:
+                build_kernel(kernel)
+                clean &= _report(f"W=1 and sparse, kernel {kernel.name}", check(kernel))
+            clean &= _report("checkpatch --strict", style(kernels[0]))
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0 if clean else 1
+
+
+def _report(title: str, complaints: str) -> bool:
+    say(f"{title}: {complaints.count(chr(10)) + 1} complaints\n{complaints}" if complaints else f"{title}: clean")
+    return not complaints
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,9 +90,9 @@ def test_input_that_nobody_reads(agent: GuestAgent) -> None:
 def test_a_deadline_kills_the_whole_group_and_keeps_the_output(agent: GuestAgent) -> None:
     began = time.monotonic()
     with pytest.raises(AgentTimeout) as caught:
-        agent.run(["sh", "-c", "echo begun; sleep 60; true"], timeout=0.5)
+        agent.run(["sh", "-c", "echo begun; sleep 60; true"], timeout=2)
     assert caught.value.stdout == b"begun\n"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert agent.ping()
 
 

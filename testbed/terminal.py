@@ -1,0 +1,72 @@
+"""Lend this process's terminal to a program in the guest, with a terminal of its own on the other side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Iterator, Sequence
+
+from testbed.agent import GuestAgent, Request
+from testbed.errors import AgentTimeout
+
+LEAVE = 0x1D  # Ctrl-]
+SHELL = ("bash", "--login")
+
+
+@contextlib.contextmanager
+def _raw(fd: int) -> Iterator[None]:
+    saved = termios.tcgetattr(fd)
+    tty.setraw(fd)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+
+
+def _show(program: Request, finished: int) -> None:
+    """Copy the program's output to ours until it ends (a thread of its own)."""
+    try:
+        while program.running or program.unread:
+            with contextlib.suppress(AgentTimeout):
+                os.write(sys.stdout.fileno(), program.read(1.0))
+    finally:
+        os.close(finished)
+
+
+def interact(agent: GuestAgent, argv: Sequence[str] = SHELL) -> int | None:
+    """Run `argv` on this terminal until it ends (its exit status) or the user presses Ctrl-] (None)."""
+    columns, rows = shutil.get_terminal_size()
+    environment = {"TERM": os.environ.get("TERM", "linux"), "PS1": r"guest:\w# "}
+    program = agent.spawn(argv, env=environment, terminal=(rows, columns))
+    ended, finished = os.pipe()
+    output = threading.Thread(target=_show, args=(program, finished), daemon=True)
+    keyboard = sys.stdin.fileno()
+
+    def resized(*_: object) -> None:
+        width, height = shutil.get_terminal_size()
+        program.resize(height, width)
+
+    previous = signal.signal(signal.SIGWINCH, resized)
+    try:
+        with _raw(keyboard):
+            output.start()
+            while True:
+                ready, _, _ = select.select([keyboard, ended], [], [])
+                if ended in ready:
+                    break
+                typed = os.read(keyboard, 4096)
+                if not typed or LEAVE in typed:
+                    program.kill(signal.SIGHUP)
+                    return None
+                program.write(typed)
+        return program.wait(5)
+    finally:
+        signal.signal(signal.SIGWINCH, previous)
+        os.close(ended)

@@ -1,0 +1,193 @@
+"""The build's own machinery: archives, module order, caching, and where packages come from."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from testbed import cpio, debian, image, stages
+from testbed.errors import SetupError
+
+
+def members(archive: bytes) -> list[tuple[str, int, bytes]]:
+    """(name, mode, content) of a newc archive, read as the kernel's format document describes it."""
+    found: list[tuple[str, int, bytes]] = []
+    position = 0
+    while True:
+        assert archive[position : position + 6] == b"070701"
+        fields = [int(archive[start : start + 8], 16) for start in range(position + 6, position + 110, 8)]
+        name_start = position + 110
+        name = archive[name_start : name_start + fields[11] - 1].decode()
+        start = -(-(name_start + fields[11]) // 4) * 4
+        if name == "TRAILER!!!":
+            assert len(archive) == start
+            return found
+        found.append((name, fields[1], archive[start : start + fields[6]]))
+        position = -(-(start + fields[6]) // 4) * 4
+
+
+def test_archive_holds_what_was_put_in_with_its_folders_first() -> None:
+    entries = [cpio.file("a/b/c", b"12345", 0o755), cpio.symlink("l", "a/b"), cpio.file("a/d", b"")]
+    assert members(cpio.archive(entries)) == [
+        ("a", 0o040755, b""),
+        ("a/b", 0o040755, b""),
+        ("a/b/c", 0o100755, b"12345"),
+        ("l", 0o120777, b"a/b"),
+        ("a/d", 0o100644, b""),
+    ]
+
+
+@pytest.mark.parametrize("size", range(5))
+def test_archive_stays_aligned(size: int) -> None:
+    archive = cpio.archive([cpio.file("x" * size + "n", bytes(size)), cpio.file("last", b"end")])
+    assert len(archive) % 4 == 0
+    assert members(archive)[1] == ("last", 0o100644, b"end")
+
+
+def test_device_node() -> None:
+    archive = cpio.archive([cpio.char_device("console", 5, 1)])
+    assert int(archive[14:22], 16) == 0o020600
+    assert (int(archive[78:86], 16), int(archive[86:94], 16)) == (5, 1)
+
+
+def test_modules_load_after_what_they_need() -> None:
+    table = {"d.ko": ["c.ko", "b.ko"], "c.ko": ["a.ko"], "b.ko": ["a.ko"], "a.ko": [], "z.ko": []}
+    order = image.closure(table, ["d.ko", "b.ko"])
+    assert order == ["a.ko", "c.ko", "b.ko", "d.ko"]
+
+
+def test_payload_carries_driver_agent_and_tools(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    for name in ("init", "agent.py", "tools/one.py"):
+        (tmp_path / name).write_text(name)
+    found = {name: content for name, mode, content in members(image.payload(b"elf", tmp_path)) if mode & 0o100000}
+    assert found == {
+        "payload/opt/tlsnic/init": b"init",
+        "payload/opt/tlsnic/agent.py": b"agent.py",
+        "payload/opt/tlsnic/tlsnic.ko": b"elf",
+        "payload/opt/tlsnic/tools/one.py": b"tools/one.py",
+    }
+
+
+def test_unknown_kernel_is_one_line_with_the_choice() -> None:
+    with pytest.raises(SetupError, match=r"KERNEL=5\.10 is not offered; choose one of 6\.1, 6\.12, 7\.2"):
+        image.kernel_named("5.10")
+
+
+def test_mirror_is_the_hosts_own() -> None:
+    targets = "http://other/deb bookworm contrib\nhttp://third/x stable main\nhttp://mirror/debian bookworm main\n"
+    assert debian.pick_mirror(targets, "bookworm") == "http://mirror/debian"
+    with pytest.raises(SetupError, match="no Debian mirror for trixie"):
+        debian.pick_mirror(targets, "trixie")
+
+
+def writer(text: str) -> Callable[[Path], None]:
+    """A build step that makes a file."""
+
+    def build(out: Path) -> None:
+        out.write_text(text)
+
+    return build
+
+
+def test_a_stage_runs_once_per_key(tmp_path: Path) -> None:
+    product = tmp_path / "product"
+    assert stages.cached(product, "k1", writer("one"))
+    assert not stages.cached(product, "k1", lambda out: pytest.fail("built twice"))
+    assert stages.cached(product, "k2", writer("two"))
+    assert product.read_text() == "two"
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    product = tmp_path / "product"
+
+    def build(name: str) -> None:
+        def make(out: Path) -> None:
+            out.mkdir()
+            (out / name).touch()
+
+        assert stages.cached(product, name, make)
+
+    build("old")
+    build("new")
+    assert [path.name for path in product.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".product.key", "product"]
+
+
+def test_a_failing_stage_leaves_the_old_product_and_the_next_run_works(tmp_path: Path) -> None:
+    product = tmp_path / "product"
+    stages.cached(product, "k1", writer("one"))
+
+    def fail(out: Path) -> None:
+        out.write_text("half")
+        raise SetupError("no")
+
+    with pytest.raises(SetupError):
+        stages.cached(product, "k2", fail)
+    assert product.read_text() == "one"
+    assert stages.cached(product, "k2", writer("two"))
+    assert product.read_text() == "two"
+
+
+def test_digest_sees_names_modes_and_contents(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    seen = {stages.digest(tmp_path)}
+    file.write_text("y")
+    seen.add(stages.digest(tmp_path))
+    file.chmod(0o755)
+    seen.add(stages.digest(tmp_path))
+    file.rename(tmp_path / "other")
+    seen.add(stages.digest(tmp_path))
+    assert len(seen) == 4
+
+
+def _hold(build: Path, entered: multiprocessing.synchronize.Event, leave: multiprocessing.synchronize.Event) -> None:
+    stages.BUILD = build
+    with stages.build_lock(lambda text: None):
+        entered.set()
+        leave.wait(10)
+
+
+def test_a_second_run_waits_and_says_so_then_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("spawn")
+    entered, leave = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, entered, leave))
+    other.start()
+    assert entered.wait(20)
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel" / ".tmp-root").mkdir()
+    monkeypatch.setattr(stages, "BUILD", tmp_path)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        leave.set()
+
+    with stages.build_lock(say):
+        assert said == ["another run is preparing the test bed; waiting for it"]
+        assert list((tmp_path / "kernel").iterdir()) == []
+    other.join(10)
+    assert other.exitcode == 0
+
+
+def test_a_failing_command_is_one_line_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "PROJECT", tmp_path)
+    with pytest.raises(SetupError, match=r"sh failed \(log\): one \| two"):
+        stages.command(["sh", "-c", "echo one; echo two >&2; exit 3"], tmp_path / "log")
+    with pytest.raises(SetupError, match="not installed"):
+        stages.command(["/no/such/program"], tmp_path / "log")
+
+
+@pytest.mark.parametrize("script", ["guest-image/init", "guest-image/initramfs-init", "testbed/bootstrap"])
+def test_shell_scripts_parse(script: str) -> None:
+    shell = "bash" if script.endswith("bootstrap") else "sh"
+    assert os.access(stages.PROJECT / script, os.X_OK)
+    assert shutil.which(shell)
+    subprocess.run([shell, "-n", stages.PROJECT / script], check=True)
