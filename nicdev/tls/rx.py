@@ -45,7 +45,7 @@ class RxState(IntEnum):
 
     IN_SYNC = 0
     LOST = 1  # until a resync, or until data at the cursor arrives after all
-    HINTED = 2  # a resync moved the cursor; data there has not arrived yet
+    HINTED = 2  # a resync put the cursor where it is; no packet has covered it yet
 
 
 class RxResult(NamedTuple):
@@ -182,7 +182,8 @@ class RxContext:
 
     def _lose(self, error: bool) -> RxResult:
         lost_sync = self._state is RxState.IN_SYNC
-        self._state = RxState.LOST
+        if lost_sync or error or self._cursor is None:
+            self._state = RxState.LOST
         return RxResult(error=error, lost_sync=lost_sync)
 
     def _decrypt(
