@@ -3,13 +3,13 @@
 
 JOB is JSON, or `-` to read it from the first line of stdin. The last line printed is the result.
 
-    connect: [host, port]       s_client; with "send": n it sends n bytes of the stream, with "recv": n it receives n bytes
-    listen: port                s_server; serves one HTTP-like request (GET /data) with "send" bytes, "sendfile": true by sendfile
+    connect: [host, port]       s_client; "send": n sends n bytes of the stream, or "recv": n receives n bytes
+    listen: port                s_server; answers one request (GET /data) with "send" bytes; by sendfile with "sendfile"
     family: "4", "6" or "mapped" (give host as ::ffff:a.b.c.d)
     cipher: OpenSSL's name, such as ECDHE-RSA-AES128-GCM-SHA256
     seed: names the byte stream that is sent; timeout: seconds for the whole run (default 120)
 
-`seconds` of a receiver runs from the first byte to the last, that of a sender from the first byte to the end of the connection.
+`seconds` of a receiver runs from the first byte to the last, that of a sender from the first to the connection's end.
 Whether kTLS was used, and whose, shows `tls_stat`: its delta has TlsTxDevice or TlsTxSw, TlsRxDevice or TlsRxSw.
 """
 

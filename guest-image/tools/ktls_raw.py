@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Real kTLS sockets by raw setsockopt, with fixed keys and no handshake: ktls_raw.py JOB
 
-JOB is JSON, or `-` to read it from the first line of stdin. A job is one connection, or a list under "connections" whose
-members override it; all connections run at once, each in a thread. The last line printed is the result.
+JOB is JSON, or `-` to read it from the first line of stdin. A job is one connection, or a list under "connections"
+whose members override it; all connections run at once, each in a thread. The last line printed is the result.
 
     connect: [host, port]   or   listen: [host, port] (port 0: any; announced as {"event": "listening", ...})
     family: "4" (default), "6", or "mapped" (an IPv6 socket; give host as ::ffff:a.b.c.d)
@@ -22,7 +22,7 @@ members override it; all connections run at once, each in a thread. The last lin
         {"do": "eof"}                               the peer must end without more data
         {"do": "shutdown"}                          no more to send
         {"do": "close"}, {"do": "reset"}
-        {"do": "wait"}                              all connections meet here, {"event": "waiting"}; go on after a line on stdin
+        {"do": "wait"}  all connections meet here: {"event": "waiting"}; go on after a line on stdin
         {"do": "option", "name": ..., "value": n}   as under "options"; also TLS_TX_ZEROCOPY_RO, TLS_RX_EXPECT_NO_PAD
 
 "tx" is what this program sends, "rx" what it receives. `seconds` runs from the end of the set-up to the last step.
@@ -73,7 +73,7 @@ def set_option(sock, name, value):
 
 
 class Connection:
-    """One socket and its steps. Everything sent is made, and everything received is hashed, outside the measured time."""
+    """One socket and its steps. What is sent is made, and what is received is hashed, outside the measured time."""
 
     def __init__(self, index, job, meeting):
         self.index, self.job, self.meeting = index, job, meeting
@@ -119,7 +119,7 @@ class Connection:
             with self.open() as self.socket:
                 result["local"], result["remote"] = self.socket.getsockname()[:2], self.socket.getpeername()[:2]
                 began = time.monotonic()
-                for number, step in enumerate(self.steps):
+                for number, step in enumerate(self.steps):  # noqa: B007 - read by the handler below
                     arguments = {name: value for name, value in step.items() if name != "do"}
                     getattr(self, "do_" + step["do"])(**arguments)
                     if step["do"] == "install":
