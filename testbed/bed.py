@@ -1,6 +1,6 @@
 """A NIC and a guest, connected and configured: what demonstrations and guest tests stand on.
 
-    guest eth0 198.51.100.2, 2001:db8:1::2  --  NIC  --  wire0 198.51.100.1, 2001:db8:1::1  (namespace of the NIC)
+guest eth0 198.51.100.2, 2001:db8:1::2  --  NIC  --  wire0 198.51.100.1, 2001:db8:1::1  (namespace of the NIC)
 """
 
 from __future__ import annotations

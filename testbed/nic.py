@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -18,12 +16,6 @@ from testbed.errors import SetupError
 
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 5
-PR_SET_PDEATHSIG: Final = 1
-
-
-def die_with_parent() -> None:
-    """For preexec_fn: the kernel ends this child when its parent goes, however that goes."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class NicProcess:
@@ -35,7 +27,21 @@ class NicProcess:
         self.control_path = sockets[0].with_name(f"{sockets[0].name}.control")
         paths = [item for path in sockets for item in ("--socket-path", str(path))]
         control = ["--control", str(self.control_path)]
-        self.argv = [sys.executable, "-m", "nicdev.cli", *paths, "--port", port, *control, *extra]
+        # The kernel ends it when the thread that started it goes, however that goes.
+        self.argv = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
+            sys.executable,
+            "-m",
+            "nicdev.cli",
+            *paths,
+            "--port",
+            port,
+            *control,
+            *extra,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,9 +53,7 @@ class NicProcess:
     def start(self) -> None:
         """Start and wait until every socket listens. Raises SetupError with the backend's own words."""
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
-                self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
-            )
+            self._process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
         while not all(path.exists() for path in (*self.sockets, self.control_path)):
             if self._process.poll() is not None or time.monotonic() > deadline:
