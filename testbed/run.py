@@ -15,8 +15,8 @@ from testbed.demo import Result, demonstrate, demonstration_flows
 from testbed.errors import BedError, GuestError
 from testbed.flows import Outcome
 from testbed.setup import Assets, prepare
-from testbed.shell import interact
 from testbed.stages import BUILD, say
+from testbed.terminal import interact
 from testbed.watch import announced
 
 SHELL_HINT = """You are in the guest (root). The NIC is eth0; its peer is 198.51.100.1 and 2001:db8:1::1.
