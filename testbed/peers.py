@@ -171,7 +171,7 @@ class Session:
         `writes` cuts the bytes on the wire differently; `drain` waits before each write until the peer has
         acknowledged everything, so that each write leaves in packets of its own.
         """
-        data = self.outgoing[self.sent : self.sent + size]
+        data, self.outgoing = self.outgoing[:size], self.outgoing[size:]
         pieces: Iterator[bytes | memoryview] = self.channel.seal(data, records)
         if writes:
             pieces = cuts(memoryview(b"".join(pieces)), writes)
