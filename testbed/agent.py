@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import signal
 import socket
 import struct
@@ -157,7 +158,10 @@ class GuestAgent:
 
     def death(self, label: str) -> GuestDied:
         """The error for a request that can no longer be answered."""
-        return GuestDied(f"the guest went away during: {label}", self._console_tail())
+        console = self._console_tail()
+        panic = re.search(r"Kernel panic - not syncing.*", console)
+        cause = f": {panic[0].strip()}" if panic else ""
+        return GuestDied(f"the guest went away during {label}{cause}", console)
 
     def close(self) -> None:
         """End the connection; open requests raise GuestDied."""

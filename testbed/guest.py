@@ -31,6 +31,7 @@ from testbed.stages import BUILD, say
 
 BOOT_TIMEOUT = 90.0  # seconds; a loaded machine under TCG needs a few, so only a hang gets here
 POLL = 0.05
+TAIL_LINES = 30
 BOOT_FAILURE = re.compile(r"Kernel panic - not syncing.*|tlsnic-boot-failed:.*|Oops: .*")
 # What a kernel prints only when something is wrong with it.
 SUSPICIOUS = re.compile(
@@ -153,7 +154,7 @@ class Guest:
             what = said[-1] if said else f"exit status {self._process.returncode}"
             raise BootFailed(f"QEMU ended: {what}", self.console_tail())
         if time.monotonic() > deadline:
-            last = self.console_tail(1) or "nothing on its console"
+            last = (self.console().rstrip().splitlines() or ["nothing on its console"])[-1]
             raise BootFailed(f"no answer within {self._timeout:g} s; last: {last}", self.console_tail())
 
     def _check_driver(self) -> None:
@@ -168,9 +169,11 @@ class Guest:
         """Everything the guest's kernel has printed."""
         return self.console_log.read_text(errors="replace") if self.console_log.exists() else ""
 
-    def console_tail(self, lines: int = 30) -> str:
-        """The end of the console."""
-        return "\n".join(self.console().rstrip().splitlines()[-lines:])
+    def console_tail(self) -> str:
+        """The end of the console, from where the kernel's trouble begins if it is in trouble."""
+        lines = self.console().rstrip().splitlines()
+        trouble = next((number for number, line in enumerate(lines) if SUSPICIOUS.search(line)), len(lines))
+        return "\n".join(lines[min(trouble, max(0, len(lines) - TAIL_LINES)) :])
 
     def kernel_complaints(self) -> list[str]:
         """Suspicious lines in the guest's kernel log; empty when all is well."""
