@@ -239,7 +239,9 @@ class VhostUserBackend:
         index, num = msg.decode_vring_state(payload)
         if not 0 < num <= MAX_QUEUE_SIZE or num & (num - 1):
             raise ProtocolError(f"vring {index} of {num} descriptors")
-        self._vrings.stopped(index).num = num
+        vring = self._vrings.stopped(index)
+        vring.num = num
+        self._vrings.update(vring)
 
     def _set_vring_addr(self, payload: bytes, _fds: list[int]) -> None:
         """`flags` and `log` are about dirty logging, which is not offered."""
