@@ -154,8 +154,7 @@ class FakeFrontEnd:
         self.sock = sock
         self.memfd = os.memfd_create("fake-guest", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, memory_size)
-        self._map = mmap.mmap(self.memfd, memory_size)
-        self.ram = memoryview(self._map)
+        self.ram = memoryview(mmap.mmap(self.memfd, memory_size))
         self.events: dict[tuple[str, int], int] = {}
 
     # -- messages --------------------------------------------------------------------------------------------------
@@ -231,7 +230,8 @@ class FakeFrontEnd:
         return True
 
     def close(self) -> None:
-        """Hang up and close what is ours; views into `ram` that others hold keep the mapping alive."""
+        """Hang up and close what is ours; queues in `ram` that others still hold keep the mapping alive."""
+        self.ram = memoryview(b"")
         self.sock.close()
         for fd in self.events.values():
             os.close(fd)
