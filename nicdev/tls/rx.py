@@ -176,7 +176,6 @@ class RxContext:
                 return self._decrypt(cursor, walked, record, payload, resynced)
             self._open = self._carry(cursor, walked, record, payload)
         except FAULTS:
-            self._open = None
             return RxResult(error=True, resynced=resynced)
         return RxResult(resynced=True) if resynced else _UNTOUCHED
 

@@ -31,7 +31,7 @@ def sum16(data: memoryview | bytearray | bytes) -> int:
     for width, mask in _FOLDS:
         if bits > width:
             total = (total >> width) + (total & mask)
-            bits = max(width, bits - width) + 1
+            bits = width
     return total % 0xFFFF
 
 

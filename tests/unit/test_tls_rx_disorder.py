@@ -209,6 +209,7 @@ def test_wrong_hint_never_decrypts_and_can_be_corrected() -> None:
     assert link.rx.resync((BASE + 110) % 2**32, 6)
     result = link.packet(100, 200)
     assert (result.decrypted, result.error, result.lost_sync) == (False, True, False)
+    assert link.state == "lost"
     assert link.rx.resync((BASE + 200) % 2**32, 99)
     assert link.packet(200, 300).auth_failed == 1
     assert link.resync(3)
