@@ -277,6 +277,33 @@ def test_resets(session: Session, request_: int, payload: bytes) -> None:
     assert list(session.device.rings) == [0]
 
 
+@pytest.mark.parametrize("status_first", [True, False], ids=["QEMU 7.2", "QEMU 10"])
+def test_pause_and_go_on(session: Session, status_first: bool) -> None:
+    """Both reset the status when a VM is paused, one before it asks for the bases; the rings go on where they were."""
+    session.negotiate()
+    queue = session.queue(1)
+    session.start(1, queue)
+    queue.add([(0x40000, 1)], [])
+    queue.add([(0x40000, 1)], [])
+    queue.publish()
+    ring = session.device.rings[1]
+    chain = ring.pop()
+    assert chain is not None
+    ring.push(chain[0], 0)
+    ring.publish()
+    if status_first:
+        session.send(SET_STATUS, u64(0))
+        assert session.stop(1) == 1
+    else:
+        assert session.stop(1) == 1
+        session.send(SET_STATUS, u64(0))
+    session.send(SET_FEATURES, u64(USUAL))
+    session.start(1, queue, base=1)
+    assert session.device.resets == ["driver reset"]
+    assert session.device.rings[1].pop() is not None
+    assert session.device.rings[1].pop() is None
+
+
 def test_reset_owner_is_ignored(session: Session) -> None:
     session.negotiate()
     session.start(0, session.queue(0))
