@@ -1,8 +1,8 @@
-"""The byte stream that all traffic tools send: cheap to make, different in every 4 KiB, findable on the wire.
+"""The byte stream that all traffic tools send: cheap to make, different in every block, findable on the wire.
 
-A block of 4 KiB is its number (8 bytes, big-endian) and 4088 random bytes that `seed` chooses, the same in every
-block. So a block that is lost, doubled or moved changes the hash, and `sample` has every 8-byte window that a
-leak could show. guest-image/tools/ktls_common.py makes the same stream in the guest; a test compares the two.
+A block of 512 bytes is its number (8 bytes, big-endian) and 504 random bytes that `seed` chooses, the same in every
+block. So a block that is lost, doubled or moved changes the hash, and `sample` has every 8-byte window that a leak
+could show. guest-image/tools/ktls_common.py makes the same stream in the guest; a test compares the two.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-BLOCK: Final = 4096
+BLOCK: Final = 512
 NUMBER: Final = 8
 
 

@@ -4,21 +4,25 @@ result.
 Standard library only. testbed/stream.py makes the same stream on the host; a test compares the two.
 """
 
+import array
 import errno
 import hashlib
 import json
-import struct
+import sys
 
-BLOCK = 4096
+BLOCK = 512
 
 
 def stream(seed, size):
-    """`size` bytes: blocks of 4 KiB that hold their number (8 bytes, big-endian) and a random rest chosen by `seed`."""
+    """`size` bytes in blocks of 512: their number (8 bytes, big-endian) and a random rest that `seed` chooses."""
     blocks = -(-size // BLOCK)
     data = bytearray(hashlib.shake_128(f"tlsnic stream {seed}".encode()).digest(BLOCK) * blocks)
-    pack = struct.Struct(">Q").pack_into
-    for number in range(blocks):
-        pack(data, number * BLOCK, number)
+    numbers = array.array("Q", range(blocks))
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    packed = numbers.tobytes()
+    for place in range(8):  # all numbers at once, byte by byte: the guest's processor may be an emulated one
+        data[place::BLOCK] = packed[place::8]
     del data[size:]
     return data
 

@@ -56,8 +56,8 @@ def test_host_and_guest_make_the_same_stream(size: int) -> None:
 
 
 def test_stream_blocks_differ_and_show_the_sample() -> None:
-    data = stream("seed", 3 * 4096)
-    blocks = {data[at : at + 4096] for at in range(0, len(data), 4096)}
+    data = stream("seed", 3 * 512)
+    blocks = {data[at : at + 512] for at in range(0, len(data), 512)}
     assert len(blocks) == 3
     assert all(sample("seed") in block for block in blocks)
     assert sample("seed") != sample("other")
