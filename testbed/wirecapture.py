@@ -49,8 +49,8 @@ class WireCapture:
         handle, name = tempfile.mkstemp(prefix="tlsnic-tcpdump-")
         self._said = Path(name)
         self.path.unlink(missing_ok=True)
-        argv = ["tcpdump", "-i", self._wire.interface, "-n", "-U", "-B", str(BUFFER_KIB), "-Z", "root"]
-        argv += ["-w", str(self.path), *self._expression]
+        argv = [sys.executable, "-m", "testbed.tcpdump", "-i", self._wire.interface, "-n", "-U"]
+        argv += ["-B", str(BUFFER_KIB), "-w", str(self.path), *self._expression]
         with open(handle, "wb") as errors:
             self._process = self._wire.popen(argv, stdout=errors, stderr=errors)
         deadline = time.monotonic() + START_SECONDS
