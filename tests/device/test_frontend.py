@@ -274,6 +274,12 @@ def short_memory(peer: FakeFrontEnd) -> None:
     send_memory(peer, ())
 
 
+def one_fd_too_many_for_a_good_table(peer: FakeFrontEnd) -> None:
+    """Cut to the 8 that fit, it would be accepted."""
+    pages = [struct.pack("=QQQQ", 4096 * i, 4096, peer.USER_BASE + 4096 * i, 4096 * i) for i in range(8)]
+    peer.send(5, struct.pack("=II", 8, 0) + b"".join(pages), [peer.memfd] * 9)
+
+
 BAD_ENDS: dict[str, Callable[[FakeFrontEnd], None]] = {
     "gone at once": lambda peer: None,
     "half close": lambda peer: peer.sock.shutdown(socket.SHUT_WR),
@@ -281,7 +287,7 @@ BAD_ENDS: dict[str, Callable[[FakeFrontEnd], None]] = {
     "half a message with an fd": half_a_message_with_an_fd,
     "fds and no payload": header_with_fds_and_no_payload,
     "an fd with every byte": fds_byte_by_byte,
-    "9 fds": lambda peer: peer.send(5, bytes(8), [peer.memfd] * 9),
+    "9 fds": one_fd_too_many_for_a_good_table,
     "253 fds": lambda peer: peer.send(5, bytes(8), [peer.memfd] * 253),
     "payload of 4097 bytes": lambda peer: peer.send(3, bytes(4097)),
     "payload of 4 GiB": lambda peer: peer.sock.sendall(struct.pack("=III", 2, 1, 0xFFFFFFFF)),
