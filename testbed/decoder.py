@@ -56,11 +56,13 @@ class Fixed:
         return matches(self.source, found.source) and matches(self.destination, found.destination)
 
 
-def fixed_keys(flow: FlowKeys, peer: tuple[str, int], start: int = 0) -> list[Fixed]:
-    """Both directions of a flow with the peer outside at `peer`; TLS begins at byte `start` of either."""
-    tx = Secret(flow.cipher, flow.tx.key, flow.tx.salt, flow.tx.rec_seq, start)
-    rx = Secret(flow.cipher, flow.rx.key, flow.rx.salt, flow.rx.rec_seq, start)
-    return [Fixed((None, None), peer, tx), Fixed(peer, (None, None), rx)]
+def fixed_keys(
+    flow: FlowKeys, peer: Match = (None, None), guest: Match = (None, None), tx_start: int = 0, rx_start: int = 0
+) -> list[Fixed]:
+    """Both directions of a flow between `guest` and `peer`; TLS begins behind the given numbers of clear bytes."""
+    tx = Secret(flow.cipher, flow.tx.key, flow.tx.salt, flow.tx.rec_seq, tx_start)
+    rx = Secret(flow.cipher, flow.rx.key, flow.rx.salt, flow.rx.rec_seq, rx_start)
+    return [Fixed(guest, peer, tx), Fixed(peer, guest, rx)]
 
 
 @dataclass

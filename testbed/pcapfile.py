@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,8 @@ def frames(path: Path, interface: str | None = None) -> Iterator[memoryview]:
 
 
 def _pcap(path: Path, order: str) -> Iterator[memoryview]:
-    data = memoryview(path.read_bytes())
+    with open(path, "rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # lives as long as a frame is in use
     if len(data) < FILE_HEADER or struct.unpack_from(order + "I", data, 20)[0] & 0xFFFF != LINKTYPE_ETHERNET:
         raise CaptureError(f"{path} is not a capture of an Ethernet interface")
     header = struct.Struct(order + "IIII")

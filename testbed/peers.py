@@ -218,6 +218,16 @@ class Session:
         while size:
             size -= len(self._take(min(size, RECEIVE)))
 
+    def do_recv_clear(self, size: int) -> None:
+        """Receive `size` bytes that come before the first record."""
+        while size:
+            data = self.socket.recv(min(size, RECEIVE))
+            if not data:
+                raise EOFError(f"the peer ended {size} bytes early")
+            self.received += len(data)
+            self.received_hash.update(data)
+            size -= len(data)
+
     def do_echo(self, size: int) -> None:
         """Send back `size` bytes as they come."""
         while size:
@@ -242,8 +252,8 @@ class Session:
         """Send one record of any type, `data` in hexadecimal (raw)."""
         self.channel.write(self.channel.record(kind, bytes.fromhex(data)))
 
-    def do_raw(self, data: str) -> None:
-        """Send bytes past TLS, in hexadecimal."""
+    def do_send_clear(self, data: str) -> None:
+        """Send bytes past TLS, in hexadecimal; they do not count as sent."""
         self.socket.sendall(bytes.fromhex(data))
 
     def do_eof(self) -> None:

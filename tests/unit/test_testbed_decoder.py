@@ -165,6 +165,14 @@ def test_a_gap_and_a_cut_record_are_found(check: Check) -> None:
     assert "into a record" in guest_stream(check(packets[:5])).errors[0]
 
 
+def test_clear_bytes_before_the_first_record(tmp_path: Path) -> None:
+    path = tmp_path / "late.pcap"
+    wrpcap(str(path), segments(bytes(777) + sealed(5000)))
+    found = guest_stream(decode(path, Keys(fixed_keys(FLOW, guest=(GUEST, 5000), tx_start=777))))
+    assert found.ok
+    assert (found.clear_bytes, found.plaintext_bytes) == (777, 5000)
+
+
 def test_bytes_that_are_no_record_are_found(check: Check) -> None:
     report = check(segments(sealed(2000) + b"GET / HTTP/1.0\r\n\r\n"))
     assert guest_stream(report).errors == ["no TLS record header at byte 2058: 474554202f"]

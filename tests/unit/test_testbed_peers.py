@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -93,6 +94,16 @@ def test_raw_peers_both_ways(cipher: str) -> None:
     assert other["sha256_received"] == one["sha256_sent"]
     assert other["control"] == [{"kind": 21, "data": "0100"}]
     assert other["records_received"] == one["records_sent"]
+
+
+def test_clear_bytes_before_the_first_record() -> None:
+    one, other = converse(
+        "raw",
+        {**FLOW.as_job(), "steps": [{"do": "send_clear", "data": "00010203"}, {"do": "send", "size": 9000}]},
+        {**mirrored(FLOW), "steps": [{"do": "recv_clear", "size": 4}, {"do": "recv", "size": 9000}, {"do": "eof"}]},
+    )
+    assert (one["ok"], other["ok"]) == (True, True)
+    assert other["sha256_received"] == hashlib.sha256(bytes(range(4)) + stream("", 9000)).hexdigest()
 
 
 def test_drained_writes_arrive() -> None:
