@@ -34,65 +34,60 @@
 #define TLSNIC_HELLO_ATTEMPTS	3
 
 /* What a device may make us allocate */
-#define TLSNIC_MAX_CONTEXTS	(1U << 20)
+#define TLSNIC_MAX_CONTEXTS	0x100000U
 #define TLSNIC_MAX_DEV_STATS	1024
 #define TLSNIC_MAX_PAIRS	256
 
 /*
- * The counters of `ethtool -S`. The first eighteen are those of the kernel's
- * Documentation/networking/tls-offload.rst.
+ * The counters of `ethtool -S`, in the order of their names there. The first
+ * eighteen are those of the kernel's Documentation/networking/tls-offload.rst.
  */
-#define TLSNIC_COUNTERS(X)						\
-	X(rx_tls_decrypted_packets)					\
-	X(rx_tls_decrypted_bytes)	/* TLS payload */		\
-	X(rx_tls_ctx)							\
-	X(rx_tls_del)							\
-	X(rx_tls_resync_req_pkt)					\
-	X(rx_tls_resync_req_start)					\
-	X(rx_tls_resync_req_end)					\
-	X(rx_tls_resync_req_skip)					\
-	X(rx_tls_resync_res_ok)						\
-	X(rx_tls_resync_res_skip)					\
-	X(rx_tls_err)							\
-	X(tx_tls_encrypted_packets)	/* on the wire */		\
-	X(tx_tls_encrypted_bytes)	/* TCP payload */		\
-	X(tx_tls_ctx)							\
-	X(tx_tls_ooo)							\
-	X(tx_tls_skip_no_sync_data)					\
-	X(tx_tls_drop_no_sync_data)					\
-	X(tx_tls_drop_bypass_req)					\
-	X(tx_tls_del)							\
-	X(tx_tls_fallback)		/* skbs encrypted in software */ \
-	X(tx_tls_resync_req)		/* asked of the stack */	\
-	X(tx_tls_resync)		/* packets posted with a resync */ \
-	X(tx_tls_device_drop)		/* events that tell of one */	\
-	X(tls_add_unsupported)						\
-	X(tls_add_failed)						\
-	X(tls_recreated)						\
-	X(tls_recreate_failed)						\
-	X(hello)							\
-	X(hello_timeout)						\
-	X(cmd_deferred)			/* waited for ring space */	\
-	X(cmd_failed)			/* status other than OK */	\
-	X(cmd_timeout)							\
-	X(events)							\
-	X(events_stale)			/* about no live context */	\
-	X(tx_drop)							\
-	X(tx_busy)							\
-	X(tx_timeout)							\
-	X(rx_drop_down)			/* interface is down */		\
-	X(rx_drop_length)		/* impossible used length */	\
-	X(rx_drop_buffers)		/* impossible buffer count */	\
-	X(rx_drop_ext)			/* malformed, unknown extension */ \
-	X(rx_drop_verdict)		/* decrypted, no such context */ \
-	X(rx_drop_header)		/* impossible virtio_net_hdr */	\
-	X(rx_drop_nomem)						\
-	X(rx_refill_failed)
-
-#define TLSNIC_ENUM(name) TLSNIC_CNT_##name,
-enum tlsnic_counter {
-	TLSNIC_COUNTERS(TLSNIC_ENUM)
-	TLSNIC_CNT_MAX
+struct tlsnic_counters {
+	atomic64_t rx_tls_decrypted_packets;
+	atomic64_t rx_tls_decrypted_bytes;	/* TLS payload */
+	atomic64_t rx_tls_ctx;
+	atomic64_t rx_tls_del;
+	atomic64_t rx_tls_resync_req_pkt;
+	atomic64_t rx_tls_resync_req_start;
+	atomic64_t rx_tls_resync_req_end;
+	atomic64_t rx_tls_resync_req_skip;
+	atomic64_t rx_tls_resync_res_ok;
+	atomic64_t rx_tls_resync_res_skip;
+	atomic64_t rx_tls_err;
+	atomic64_t tx_tls_encrypted_packets;	/* on the wire */
+	atomic64_t tx_tls_encrypted_bytes;	/* TCP payload */
+	atomic64_t tx_tls_ctx;
+	atomic64_t tx_tls_ooo;
+	atomic64_t tx_tls_skip_no_sync_data;
+	atomic64_t tx_tls_drop_no_sync_data;
+	atomic64_t tx_tls_drop_bypass_req;
+	atomic64_t tx_tls_del;
+	atomic64_t tx_tls_fallback;	/* skbs encrypted in software */
+	atomic64_t tx_tls_resync_req;	/* asked of the stack */
+	atomic64_t tx_tls_resync;	/* packets posted with a resync */
+	atomic64_t tx_tls_device_drop;	/* events that tell of one */
+	atomic64_t tls_add_unsupported;
+	atomic64_t tls_add_failed;
+	atomic64_t tls_recreated;
+	atomic64_t tls_recreate_failed;
+	atomic64_t hello;
+	atomic64_t hello_timeout;
+	atomic64_t cmd_deferred;	/* waited for ring space */
+	atomic64_t cmd_failed;	/* status other than OK */
+	atomic64_t cmd_timeout;
+	atomic64_t events;
+	atomic64_t events_stale;	/* about no live context */
+	atomic64_t tx_drop;
+	atomic64_t tx_busy;
+	atomic64_t tx_timeout;
+	atomic64_t rx_drop_down;	/* interface is down */
+	atomic64_t rx_drop_length;	/* impossible used length */
+	atomic64_t rx_drop_buffers;	/* impossible buffer count */
+	atomic64_t rx_drop_ext;	/* malformed, unknown extension */
+	atomic64_t rx_drop_verdict;	/* decrypted, no such context */
+	atomic64_t rx_drop_header;	/* impossible virtio_net_hdr */
+	atomic64_t rx_drop_nomem;
+	atomic64_t rx_refill_failed;
 };
 
 struct tlsnic_queue_stats {
@@ -183,7 +178,7 @@ struct tlsnic_ctrl {
 
 enum tlsnic_flag {
 	TLSNIC_F_HELLO_WANTED,
-	TLSNIC_F_CLOSING,
+	TLSNIC_F_NO_WORK,		/* not yet, or no more */
 };
 
 struct tlsnic_priv {
@@ -227,16 +222,11 @@ struct tlsnic_priv {
 
 	u32 speed;
 	u8 duplex;
-	atomic64_t counters[TLSNIC_CNT_MAX];
+	struct tlsnic_counters counters;
 };
 
-static inline void tlsnic_count(struct tlsnic_priv *priv,
-				enum tlsnic_counter counter, u64 n)
-{
-	atomic64_add(n, &priv->counters[counter]);
-}
-
-#define tlsnic_inc(priv, name) tlsnic_count(priv, TLSNIC_CNT_##name, 1)
+#define tlsnic_add(priv, name, n) atomic64_add(n, &(priv)->counters.name)
+#define tlsnic_inc(priv, name) tlsnic_add(priv, name, 1)
 
 static inline void tlsnic_queue_count(struct tlsnic_queue_stats *stats,
 				      u64 packets, u64 bytes)
@@ -247,10 +237,16 @@ static inline void tlsnic_queue_count(struct tlsnic_queue_stats *stats,
 	u64_stats_update_end(&stats->syncp);
 }
 
-/* tlsnic_netdev.c */
-extern const struct net_device_ops tlsnic_netdev_ops;
+/* tlsnic_ctrl.c */
+int tlsnic_ctrl(struct tlsnic_priv *priv, u8 class, u8 cmd, const void *data,
+		size_t size);
 int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs);
 int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs);
+
+/* tlsnic_netdev.c */
+struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev,
+				 unsigned int pairs);
+void tlsnic_free(struct tlsnic_priv *priv);
 void tlsnic_queue_stats_read(const struct tlsnic_queue_stats *stats,
 			     u64 *packets, u64 *bytes);
 

@@ -6,6 +6,8 @@
 #ifndef TLSNIC_COMPAT_H
 #define TLSNIC_COMPAT_H
 
+#include <linux/ethtool.h>
+#include <linux/slab.h>
 #include <linux/virtio_config.h>
 #include <net/tls.h>
 
@@ -17,6 +19,15 @@
 static inline bool tls_is_skb_tx_device_offloaded(const struct sk_buff *skb)
 {
 	return skb->sk && tls_is_sk_tx_device_offloaded(skb->sk);
+}
+#endif
+
+#ifndef TLSNIC_HAVE_ETHTOOL_PUTS
+/* ethtool's buffers are zeroed beforehand */
+static inline void ethtool_puts(u8 **data, const char *string)
+{
+	strscpy(*data, string, ETH_GSTRING_LEN);
+	*data += ETH_GSTRING_LEN;
 }
 #endif
 

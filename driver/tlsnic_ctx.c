@@ -16,12 +16,17 @@
 
 int tlsnic_ctx_table_init(struct tlsnic_priv *priv)
 {
+	struct tlsnic_slot *slots;
+
 	priv->slot_count = priv->max_contexts;
 	if (!priv->slot_count)
 		return 0;
-	priv->slots = kvcalloc(priv->slot_count, sizeof(*priv->slots),
-			       GFP_KERNEL);
-	return priv->slots ? 0 : -ENOMEM;
+	slots = kvcalloc(priv->slot_count, sizeof(*slots), GFP_KERNEL);
+	if (!slots)
+		return -ENOMEM;
+	/* frames come in already: pairs with tlsnic_ctx_lookup() */
+	smp_store_release(&priv->slots, slots);
+	return 0;
 }
 
 void tlsnic_ctx_table_free(struct tlsnic_priv *priv)
@@ -134,9 +139,11 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 struct tlsnic_ctx *tlsnic_ctx_lookup(struct tlsnic_priv *priv, u32 slot,
 				     u32 generation, enum tlsnic_dir dir)
 {
-	struct tlsnic_slot *slots = priv->slots;
+	struct tlsnic_slot *slots;
 	struct tlsnic_ctx *ctx;
 
+	/* pairs with tlsnic_ctx_table_init() */
+	slots = smp_load_acquire(&priv->slots);
 	if (!slots || slot >= priv->slot_count)
 		return NULL;
 	ctx = rcu_dereference(slots[slot].ctx);

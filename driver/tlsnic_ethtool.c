@@ -2,10 +2,57 @@
 /* ethtool: who we are, queues, rings, link settings and counters */
 #include "tlsnic.h"
 
-#define TLSNIC_STRING(name) #name,
-static const char * const tlsnic_counter_names[TLSNIC_CNT_MAX] = {
-	TLSNIC_COUNTERS(TLSNIC_STRING)
+/* One per member of struct tlsnic_counters, in its order */
+static const char * const tlsnic_counter_names[] = {
+	"rx_tls_decrypted_packets",
+	"rx_tls_decrypted_bytes",
+	"rx_tls_ctx",
+	"rx_tls_del",
+	"rx_tls_resync_req_pkt",
+	"rx_tls_resync_req_start",
+	"rx_tls_resync_req_end",
+	"rx_tls_resync_req_skip",
+	"rx_tls_resync_res_ok",
+	"rx_tls_resync_res_skip",
+	"rx_tls_err",
+	"tx_tls_encrypted_packets",
+	"tx_tls_encrypted_bytes",
+	"tx_tls_ctx",
+	"tx_tls_ooo",
+	"tx_tls_skip_no_sync_data",
+	"tx_tls_drop_no_sync_data",
+	"tx_tls_drop_bypass_req",
+	"tx_tls_del",
+	"tx_tls_fallback",
+	"tx_tls_resync_req",
+	"tx_tls_resync",
+	"tx_tls_device_drop",
+	"tls_add_unsupported",
+	"tls_add_failed",
+	"tls_recreated",
+	"tls_recreate_failed",
+	"hello",
+	"hello_timeout",
+	"cmd_deferred",
+	"cmd_failed",
+	"cmd_timeout",
+	"events",
+	"events_stale",
+	"tx_drop",
+	"tx_busy",
+	"tx_timeout",
+	"rx_drop_down",
+	"rx_drop_length",
+	"rx_drop_buffers",
+	"rx_drop_ext",
+	"rx_drop_verdict",
+	"rx_drop_header",
+	"rx_drop_nomem",
+	"rx_refill_failed",
 };
+
+static_assert(sizeof(struct tlsnic_counters) ==
+	      ARRAY_SIZE(tlsnic_counter_names) * sizeof(atomic64_t));
 
 static const char * const tlsnic_queue_names[] = {
 	"rx%u_packets", "rx%u_bytes", "tx%u_packets", "tx%u_bytes",
@@ -80,7 +127,7 @@ static int tlsnic_get_sset_count(struct net_device *dev, int sset)
 
 	if (sset != ETH_SS_STATS)
 		return -EOPNOTSUPP;
-	return TLSNIC_CNT_MAX +
+	return ARRAY_SIZE(tlsnic_counter_names) +
 	       priv->max_pairs * ARRAY_SIZE(tlsnic_queue_names) +
 	       priv->dev_stat_count;
 }
@@ -92,8 +139,8 @@ static void tlsnic_get_strings(struct net_device *dev, u32 sset, u8 *data)
 
 	if (sset != ETH_SS_STATS)
 		return;
-	for (i = 0; i < TLSNIC_CNT_MAX; i++)
-		ethtool_sprintf(&data, "%s", tlsnic_counter_names[i]);
+	for (i = 0; i < ARRAY_SIZE(tlsnic_counter_names); i++)
+		ethtool_puts(&data, tlsnic_counter_names[i]);
 	for (i = 0; i < priv->max_pairs; i++)
 		for (j = 0; j < ARRAY_SIZE(tlsnic_queue_names); j++)
 			ethtool_sprintf(&data, tlsnic_queue_names[j], i);
@@ -105,10 +152,11 @@ static void tlsnic_get_ethtool_stats(struct net_device *dev,
 				     struct ethtool_stats *stats, u64 *data)
 {
 	struct tlsnic_priv *priv = netdev_priv(dev);
+	const atomic64_t *counters = (const atomic64_t *)&priv->counters;
 	unsigned int i;
 
-	for (i = 0; i < TLSNIC_CNT_MAX; i++)
-		*data++ = atomic64_read(&priv->counters[i]);
+	for (i = 0; i < ARRAY_SIZE(tlsnic_counter_names); i++)
+		*data++ = atomic64_read(&counters[i]);
 	for (i = 0; i < priv->max_pairs; i++) {
 		tlsnic_queue_stats_read(&priv->rxq[i].stats, data, data + 1);
 		tlsnic_queue_stats_read(&priv->txq[i].stats, data + 2,

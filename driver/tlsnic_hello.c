@@ -136,7 +136,7 @@ void tlsnic_kick_work(struct tlsnic_priv *priv, bool hello)
 {
 	if (hello)
 		set_bit(TLSNIC_F_HELLO_WANTED, &priv->flags);
-	if (!test_bit(TLSNIC_F_CLOSING, &priv->flags))
+	if (!test_bit(TLSNIC_F_NO_WORK, &priv->flags))
 		schedule_delayed_work(&priv->work, 0);
 }
 

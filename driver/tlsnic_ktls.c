@@ -37,22 +37,28 @@ struct tlsnic_ctx *tlsnic_tx_ctx(struct tlsnic_priv *priv, struct sock *sk)
 	return READ_ONCE(*tlsnic_state(tls_ctx, TLS_OFFLOAD_CTX_DIR_TX));
 }
 
-/* Copy the crypto parameters; -EOPNOTSUPP if the device lacks the cipher */
-#define TLSNIC_FILL(add, info) do {					\
-	BUILD_BUG_ON(sizeof((info)->key) > sizeof((add)->key));		\
-	BUILD_BUG_ON(sizeof((info)->iv) > sizeof((add)->iv));		\
-	BUILD_BUG_ON(sizeof((info)->salt) > sizeof((add)->salt));	\
-	BUILD_BUG_ON(sizeof((info)->rec_seq) != sizeof((add)->rec_seq)); \
-	memcpy((add)->key, (info)->key, sizeof((info)->key));		\
-	memcpy((add)->iv, (info)->iv, sizeof((info)->iv));		\
-	memcpy((add)->salt, (info)->salt, sizeof((info)->salt));	\
-	memcpy((add)->rec_seq, (info)->rec_seq, sizeof((info)->rec_seq)); \
-	(add)->key_len = sizeof((info)->key);				\
-	(add)->iv_len = sizeof((info)->iv);				\
-	(add)->salt_len = sizeof((info)->salt);				\
-	(add)->rec_seq_len = sizeof((info)->rec_seq);			\
-} while (0)
+/* The two AES-GCM ciphers differ in the key's size only */
+static void tlsnic_fill_gcm(struct tlsnic_ctx_add *add, const u8 *key,
+			    u8 key_len, const u8 *iv, const u8 *salt,
+			    const u8 *rec_seq)
+{
+	BUILD_BUG_ON(sizeof(add->key) < TLS_CIPHER_AES_GCM_256_KEY_SIZE);
+	BUILD_BUG_ON(sizeof(add->iv) < TLS_CIPHER_AES_GCM_128_IV_SIZE);
+	BUILD_BUG_ON(sizeof(add->salt) < TLS_CIPHER_AES_GCM_128_SALT_SIZE);
+	BUILD_BUG_ON(sizeof(add->rec_seq) <
+		     TLS_CIPHER_AES_GCM_128_REC_SEQ_SIZE);
 
+	add->key_len = key_len;
+	add->iv_len = TLS_CIPHER_AES_GCM_128_IV_SIZE;
+	add->salt_len = TLS_CIPHER_AES_GCM_128_SALT_SIZE;
+	add->rec_seq_len = TLS_CIPHER_AES_GCM_128_REC_SEQ_SIZE;
+	memcpy(add->key, key, add->key_len);
+	memcpy(add->iv, iv, add->iv_len);
+	memcpy(add->salt, salt, add->salt_len);
+	memcpy(add->rec_seq, rec_seq, add->rec_seq_len);
+}
+
+/* Copy the crypto parameters; -EOPNOTSUPP if the device lacks the cipher */
 static int tlsnic_fill_crypto(u32 ciphers, struct tlsnic_ctx_add *add,
 			      const struct tls_crypto_info *info)
 {
@@ -65,14 +71,16 @@ static int tlsnic_fill_crypto(u32 ciphers, struct tlsnic_ctx_add *add,
 	case TLS_CIPHER_AES_GCM_128:
 		if (!(ciphers & TLSNIC_CIPHER_TLS_1_2_AES_GCM_128))
 			return -EOPNOTSUPP;
-		gcm_128 = (const void *)info;
-		TLSNIC_FILL(add, gcm_128);
+		gcm_128 = container_of(info, typeof(*gcm_128), info);
+		tlsnic_fill_gcm(add, gcm_128->key, sizeof(gcm_128->key),
+				gcm_128->iv, gcm_128->salt, gcm_128->rec_seq);
 		break;
 	case TLS_CIPHER_AES_GCM_256:
 		if (!(ciphers & TLSNIC_CIPHER_TLS_1_2_AES_GCM_256))
 			return -EOPNOTSUPP;
-		gcm_256 = (const void *)info;
-		TLSNIC_FILL(add, gcm_256);
+		gcm_256 = container_of(info, typeof(*gcm_256), info);
+		tlsnic_fill_gcm(add, gcm_256->key, sizeof(gcm_256->key),
+				gcm_256->iv, gcm_256->salt, gcm_256->rec_seq);
 		break;
 	default:
 		return -EOPNOTSUPP;

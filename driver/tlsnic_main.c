@@ -75,12 +75,17 @@ free:
 	return err;
 }
 
-/* Stop the device and take everything back; remove and freeze */
+/*
+ * Stop the device and take everything back; remove and freeze. May find it
+ * stopped, after a restore that failed.
+ */
 static void tlsnic_rings_stop(struct tlsnic_priv *priv)
 {
 	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, 0);
 	unsigned int i;
 
+	if (!priv->running)
+		return;
 	__netif_tx_lock_bh(nq);
 	priv->running = false;
 	__netif_tx_unlock_bh(nq);
@@ -115,79 +120,6 @@ static int tlsnic_rings_start(struct tlsnic_priv *priv)
 	return 0;
 }
 
-static void tlsnic_queues_init(struct tlsnic_priv *priv)
-{
-	struct tlsnic_txq *tx;
-	struct tlsnic_rxq *rx;
-	unsigned int i;
-
-	for (i = 0; i < priv->max_pairs; i++) {
-		tx = &priv->txq[i];
-		tx->priv = priv;
-		tx->index = i;
-		INIT_LIST_HEAD(&tx->waiting);
-		u64_stats_init(&tx->stats.syncp);
-		snprintf(tx->name, sizeof(tx->name), "tx%u", i);
-		netif_napi_add_tx(priv->dev, &tx->napi, tlsnic_tx_poll);
-
-		rx = &priv->rxq[i];
-		rx->priv = priv;
-		rx->index = i;
-		u64_stats_init(&rx->stats.syncp);
-		snprintf(rx->name, sizeof(rx->name), "rx%u", i);
-		netif_napi_add(priv->dev, &rx->napi, tlsnic_rx_poll);
-	}
-}
-
-static void tlsnic_features_init(struct tlsnic_priv *priv)
-{
-	struct virtio_device *vdev = priv->vdev;
-	struct net_device *dev = priv->dev;
-
-	dev->hw_features = NETIF_F_SG;
-	if (virtio_has_feature(vdev, VIRTIO_NET_F_CSUM)) {
-		dev->hw_features |= NETIF_F_HW_CSUM;
-		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_TSO4))
-			dev->hw_features |= NETIF_F_TSO;
-		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_TSO6))
-			dev->hw_features |= NETIF_F_TSO6;
-		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_ECN))
-			dev->hw_features |= NETIF_F_TSO_ECN;
-	}
-	if (virtio_has_feature(vdev, VIRTIO_NET_F_GUEST_CSUM))
-		dev->hw_features |= NETIF_F_RXCSUM;
-	dev->features = dev->hw_features | NETIF_F_HIGHDMA;
-	/* without TLS: a VLAN has no tlsdev_ops */
-	dev->vlan_features = dev->features;
-}
-
-static void tlsnic_config_init(struct tlsnic_priv *priv)
-{
-	struct virtio_device *vdev = priv->vdev;
-	struct net_device *dev = priv->dev;
-	u8 mac[ETH_ALEN];
-	u16 mtu;
-
-	eth_hw_addr_random(dev);
-	if (virtio_has_feature(vdev, VIRTIO_NET_F_MAC)) {
-		virtio_cread_bytes(vdev, offsetof(struct virtio_net_config,
-						  mac), mac, ETH_ALEN);
-		if (is_valid_ether_addr(mac))
-			eth_hw_addr_set(dev, mac);
-	}
-	dev->min_mtu = ETH_MIN_MTU;
-	dev->max_mtu = ETH_MAX_MTU;
-	if (virtio_has_feature(vdev, VIRTIO_NET_F_MTU)) {
-		virtio_cread(vdev, struct virtio_net_config, mtu, &mtu);
-		if (mtu >= ETH_MIN_MTU) {
-			dev->mtu = mtu;
-			dev->max_mtu = mtu;
-		}
-	}
-	priv->speed = SPEED_UNKNOWN;
-	priv->duplex = DUPLEX_UNKNOWN;
-}
-
 static unsigned int tlsnic_max_pairs(struct virtio_device *vdev)
 {
 	u16 pairs;
@@ -198,61 +130,6 @@ static unsigned int tlsnic_max_pairs(struct virtio_device *vdev)
 	virtio_cread(vdev, struct virtio_net_config, max_virtqueue_pairs,
 		     &pairs);
 	return pairs;
-}
-
-static void tlsnic_free(struct tlsnic_priv *priv)
-{
-	/* the pointers of free_netdev() lie in what it frees */
-	struct net_device *dev = priv->dev;
-	struct tlsnic_txq *txq = priv->txq;
-	struct tlsnic_rxq *rxq = priv->rxq;
-
-	tlsnic_ctx_table_free(priv);
-	kfree(priv->dev_stats);
-	kfree(priv->dev_stat_names);
-	kfree(priv->ctrl);
-	free_netdev(dev);
-	kvfree(txq);
-	kvfree(rxq);
-}
-
-/* Everything that needs no word with the device */
-static struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev,
-					unsigned int pairs)
-{
-	struct tlsnic_priv *priv;
-	struct net_device *dev;
-
-	dev = alloc_etherdev_mqs(sizeof(*priv), pairs, pairs);
-	if (!dev)
-		return NULL;
-	SET_NETDEV_DEV(dev, &vdev->dev);
-	dev->netdev_ops = &tlsnic_netdev_ops;
-	dev->ethtool_ops = &tlsnic_ethtool_ops;
-	dev->needed_headroom = sizeof(struct virtio_net_hdr_v1) +
-			       sizeof(struct tlsnic_tx_tls);
-	dev->watchdog_timeo = 10 * HZ;
-
-	priv = netdev_priv(dev);
-	priv->vdev = vdev;
-	priv->dev = dev;
-	priv->max_pairs = pairs;
-	mutex_init(&priv->ctrl_mutex);
-	mutex_init(&priv->ctx_mutex);
-	ida_init(&priv->slot_ida);
-	init_completion(&priv->hello_done);
-	INIT_DELAYED_WORK(&priv->work, tlsnic_work);
-	priv->txq = kvcalloc(pairs, sizeof(*priv->txq), GFP_KERNEL);
-	priv->rxq = kvcalloc(pairs, sizeof(*priv->rxq), GFP_KERNEL);
-	priv->ctrl = kzalloc(sizeof(*priv->ctrl), GFP_KERNEL);
-	if (!priv->txq || !priv->rxq || !priv->ctrl) {
-		tlsnic_free(priv);
-		return NULL;
-	}
-	tlsnic_queues_init(priv);
-	tlsnic_features_init(priv);
-	tlsnic_config_init(priv);
-	return priv;
 }
 
 /* Ask who the device is, and take what it tells */
@@ -309,13 +186,12 @@ static int tlsnic_probe(struct virtio_device *vdev)
 	err = register_netdev(priv->dev);
 	if (err)
 		goto stop;
+	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_kick_work(priv, false);
 	return 0;
 
 stop:
-	set_bit(TLSNIC_F_CLOSING, &priv->flags);
 	tlsnic_rings_stop(priv);
-	cancel_delayed_work_sync(&priv->work);
 free:
 	tlsnic_free(priv);
 	return err;
@@ -340,7 +216,7 @@ static void tlsnic_remove(struct virtio_device *vdev)
 	struct tlsnic_priv *priv = vdev->priv;
 
 	unregister_netdev(priv->dev);
-	set_bit(TLSNIC_F_CLOSING, &priv->flags);
+	set_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_settle(priv);
 	tlsnic_rings_stop(priv);
 	cancel_delayed_work_sync(&priv->work);
@@ -357,7 +233,7 @@ static int tlsnic_freeze(struct virtio_device *vdev)
 {
 	struct tlsnic_priv *priv = vdev->priv;
 
-	set_bit(TLSNIC_F_CLOSING, &priv->flags);
+	set_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	netif_tx_lock_bh(priv->dev);
 	netif_device_detach(priv->dev);
 	netif_tx_unlock_bh(priv->dev);
@@ -382,7 +258,7 @@ static int tlsnic_restore(struct virtio_device *vdev)
 	if (tlsnic_set_pairs(priv, priv->pairs))
 		netdev_warn(priv->dev, "cannot use %u queues\n", priv->pairs);
 	netif_device_attach(priv->dev);
-	clear_bit(TLSNIC_F_CLOSING, &priv->flags);
+	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_kick_work(priv, err < 0);
 	return 0;
 }

@@ -1,129 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The net device's operations outside the data path, and the control queue.
+ * The net device: made and freed here, with its operations outside the data
+ * path.
  *
  * The rings and their NAPI work from probe to remove, up or down: commands and
  * events need them. Up and down only start and stop the stack's side.
  */
-#include <linux/delay.h>
+#include <linux/slab.h>
 
 #include "tlsnic.h"
-
-/*
- * Send a request to the control queue. QEMU answers it while it is notified,
- * so the queue has no interrupt and we look for the answer. Has its own mutex:
- * RTNL is not for us to rely on.
- */
-static int tlsnic_ctrl(struct tlsnic_priv *priv, u8 class, u8 cmd,
-		       const void *data, size_t size)
-{
-	struct tlsnic_ctrl *ctrl = priv->ctrl;
-	struct scatterlist hdr, out, status, *sgs[] = { &hdr, &out, &status };
-	unsigned long deadline;
-	unsigned int len;
-	int err;
-
-	if (WARN_ON_ONCE(size > sizeof(ctrl->data)))
-		return -EINVAL;
-	mutex_lock(&priv->ctrl_mutex);
-	err = -ENODEV;
-	if (!priv->cvq)
-		goto unlock;
-	ctrl->hdr.class = class;
-	ctrl->hdr.cmd = cmd;
-	memcpy(ctrl->data, data, size);
-	ctrl->status = VIRTIO_NET_ERR;
-	sg_init_one(&hdr, &ctrl->hdr, sizeof(ctrl->hdr));
-	sg_init_one(&out, ctrl->data, size);
-	sg_init_one(&status, &ctrl->status, sizeof(ctrl->status));
-	err = virtqueue_add_sgs(priv->cvq, sgs, 2, 1, ctrl, GFP_KERNEL);
-	if (err)
-		goto unlock;
-	virtqueue_kick(priv->cvq);
-
-	deadline = jiffies + TLSNIC_CMD_TIMEOUT;
-	while (!virtqueue_get_buf(priv->cvq, &len)) {
-		if (time_after(jiffies, deadline) ||
-		    virtqueue_is_broken(priv->cvq)) {
-			/* the device still owns *ctrl: never use it again */
-			priv->cvq = NULL;
-			err = -ETIMEDOUT;
-			goto unlock;
-		}
-		usleep_range(20, 100);
-	}
-	err = ctrl->status == VIRTIO_NET_OK ? 0 : -EIO;
-unlock:
-	mutex_unlock(&priv->ctrl_mutex);
-	return err;
-}
-
-/* Tell the device how many queue pairs to use */
-int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs)
-{
-	struct virtio_net_ctrl_mq mq = {
-		.virtqueue_pairs = cpu_to_virtio16(priv->vdev, pairs),
-	};
-	int err;
-
-	if (virtio_has_feature(priv->vdev, VIRTIO_NET_F_MQ)) {
-		err = tlsnic_ctrl(priv, VIRTIO_NET_CTRL_MQ,
-				  VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, &mq,
-				  sizeof(mq));
-		if (err)
-			return err;
-	} else if (pairs != 1) {
-		return -EOPNOTSUPP;
-	}
-	priv->pairs = pairs;
-	return 0;
-}
-
-/* Wait until no packet is left in the tx queues from @first on */
-static int tlsnic_drain(struct tlsnic_priv *priv, unsigned int first)
-{
-	unsigned long deadline = jiffies + HZ;
-	struct tlsnic_txq *q;
-	unsigned int i;
-
-	for (i = first; i < priv->pairs; i++) {
-		q = &priv->txq[i];
-		while (READ_ONCE(q->posted) != READ_ONCE(q->completed)) {
-			if (time_after(jiffies, deadline))
-				return -EBUSY;
-			usleep_range(500, 1000);
-		}
-	}
-	return 0;
-}
-
-/*
- * Change the number of queue pairs of a registered device; under RTNL. Queues
- * that go are emptied first: what is in a ring the device no longer serves
- * would keep its socket's context alive.
- */
-int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs)
-{
-	struct net_device *dev = priv->dev;
-	unsigned int old = priv->pairs;
-	int err;
-
-	if (pairs > old) {
-		err = tlsnic_set_pairs(priv, pairs);
-		if (err)
-			return err;
-		return netif_set_real_num_queues(dev, pairs, pairs);
-	}
-	err = netif_set_real_num_queues(dev, pairs, pairs);
-	if (err)
-		return err;
-	err = tlsnic_drain(priv, pairs);
-	if (!err)
-		err = tlsnic_set_pairs(priv, pairs);
-	if (err)
-		netif_set_real_num_queues(dev, old, old);
-	return err;
-}
 
 static int tlsnic_open(struct net_device *dev)
 {
@@ -170,20 +55,11 @@ void tlsnic_queue_stats_read(const struct tlsnic_queue_stats *stats,
 	} while (u64_stats_fetch_retry(&stats->syncp, start));
 }
 
-static u64 tlsnic_sum(const struct tlsnic_priv *priv,
-		      enum tlsnic_counter first, enum tlsnic_counter last)
-{
-	u64 sum = 0;
-
-	for (; first <= last; first++)
-		sum += atomic64_read(&priv->counters[first]);
-	return sum;
-}
-
 static void tlsnic_get_stats64(struct net_device *dev,
 			       struct rtnl_link_stats64 *total)
 {
 	struct tlsnic_priv *priv = netdev_priv(dev);
+	const struct tlsnic_counters *c = &priv->counters;
 	u64 packets, bytes;
 	unsigned int i;
 
@@ -195,35 +71,34 @@ static void tlsnic_get_stats64(struct net_device *dev,
 		total->rx_packets += packets;
 		total->rx_bytes += bytes;
 	}
-	total->tx_dropped = tlsnic_sum(priv, TLSNIC_CNT_tx_drop,
-				       TLSNIC_CNT_tx_drop) +
-			    tlsnic_sum(priv,
-				       TLSNIC_CNT_tx_tls_drop_no_sync_data,
-				       TLSNIC_CNT_tx_tls_drop_bypass_req);
-	total->rx_dropped = tlsnic_sum(priv, TLSNIC_CNT_rx_drop_nomem,
-				       TLSNIC_CNT_rx_drop_nomem);
-	total->rx_length_errors = tlsnic_sum(priv, TLSNIC_CNT_rx_drop_length,
-					     TLSNIC_CNT_rx_drop_buffers);
-	total->rx_frame_errors = tlsnic_sum(priv, TLSNIC_CNT_rx_drop_ext,
-					    TLSNIC_CNT_rx_drop_header);
+	total->tx_dropped = atomic64_read(&c->tx_drop) +
+			    atomic64_read(&c->tx_tls_drop_no_sync_data) +
+			    atomic64_read(&c->tx_tls_drop_bypass_req);
+	total->rx_dropped = atomic64_read(&c->rx_drop_nomem);
+	total->rx_length_errors = atomic64_read(&c->rx_drop_length) +
+				  atomic64_read(&c->rx_drop_buffers);
+	total->rx_frame_errors = atomic64_read(&c->rx_drop_ext) +
+				 atomic64_read(&c->rx_drop_verdict) +
+				 atomic64_read(&c->rx_drop_header);
 	total->rx_errors = total->rx_length_errors + total->rx_frame_errors;
 }
 
 static void tlsnic_tx_timeout(struct net_device *dev, unsigned int queue)
 {
+	struct netdev_queue *nq = netdev_get_tx_queue(dev, queue);
 	struct tlsnic_priv *priv = netdev_priv(dev);
 	struct tlsnic_txq *q = &priv->txq[queue];
+	unsigned long idle = jiffies - READ_ONCE(nq->trans_start);
 
 	tlsnic_inc(priv, tx_timeout);
 	netdev_err(dev, "tx queue %u: %lu chains with the device for %u ms\n",
 		   queue, READ_ONCE(q->posted) - READ_ONCE(q->completed),
-		   jiffies_to_msecs(jiffies - READ_ONCE(netdev_get_tx_queue(dev,
-							queue)->trans_start)));
+		   jiffies_to_msecs(idle));
 	/* in case an interrupt was lost */
 	napi_schedule(&q->napi);
 }
 
-const struct net_device_ops tlsnic_netdev_ops = {
+static const struct net_device_ops tlsnic_netdev_ops = {
 	.ndo_open = tlsnic_open,
 	.ndo_stop = tlsnic_stop,
 	.ndo_start_xmit = tlsnic_start_xmit,
@@ -231,5 +106,134 @@ const struct net_device_ops tlsnic_netdev_ops = {
 	.ndo_set_mac_address = tlsnic_set_mac,
 	.ndo_get_stats64 = tlsnic_get_stats64,
 	.ndo_tx_timeout = tlsnic_tx_timeout,
-	.ndo_features_check = passthru_features_check,
 };
+
+static void tlsnic_queues_init(struct tlsnic_priv *priv)
+{
+	struct tlsnic_txq *tx;
+	struct tlsnic_rxq *rx;
+	unsigned int i;
+
+	for (i = 0; i < priv->max_pairs; i++) {
+		tx = &priv->txq[i];
+		tx->priv = priv;
+		tx->index = i;
+		INIT_LIST_HEAD(&tx->waiting);
+		u64_stats_init(&tx->stats.syncp);
+		snprintf(tx->name, sizeof(tx->name), "tx%u", i);
+		netif_napi_add_tx(priv->dev, &tx->napi, tlsnic_tx_poll);
+
+		rx = &priv->rxq[i];
+		rx->priv = priv;
+		rx->index = i;
+		u64_stats_init(&rx->stats.syncp);
+		snprintf(rx->name, sizeof(rx->name), "rx%u", i);
+		netif_napi_add(priv->dev, &rx->napi, tlsnic_rx_poll);
+	}
+}
+
+static void tlsnic_features_init(struct tlsnic_priv *priv)
+{
+	struct virtio_device *vdev = priv->vdev;
+	struct net_device *dev = priv->dev;
+
+	dev->hw_features = NETIF_F_SG;
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_CSUM)) {
+		dev->hw_features |= NETIF_F_HW_CSUM;
+		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_TSO4))
+			dev->hw_features |= NETIF_F_TSO;
+		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_TSO6))
+			dev->hw_features |= NETIF_F_TSO6;
+		if (virtio_has_feature(vdev, VIRTIO_NET_F_HOST_ECN))
+			dev->hw_features |= NETIF_F_TSO_ECN;
+	}
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_GUEST_CSUM))
+		dev->hw_features |= NETIF_F_RXCSUM;
+	dev->features = dev->hw_features | NETIF_F_HIGHDMA;
+	/* without TLS: a VLAN has no tlsdev_ops */
+	dev->vlan_features = dev->features;
+}
+
+static void tlsnic_config_init(struct tlsnic_priv *priv)
+{
+	struct virtio_device *vdev = priv->vdev;
+	struct net_device *dev = priv->dev;
+	u8 mac[ETH_ALEN] = {};
+	u16 mtu;
+
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_MAC))
+		virtio_cread_bytes(vdev, offsetof(struct virtio_net_config,
+						  mac), mac, ETH_ALEN);
+	if (is_valid_ether_addr(mac))
+		eth_hw_addr_set(dev, mac);
+	else
+		eth_hw_addr_random(dev);
+	dev->min_mtu = ETH_MIN_MTU;
+	dev->max_mtu = ETH_MAX_MTU;
+	if (virtio_has_feature(vdev, VIRTIO_NET_F_MTU)) {
+		virtio_cread(vdev, struct virtio_net_config, mtu, &mtu);
+		if (mtu >= ETH_MIN_MTU) {
+			dev->mtu = mtu;
+			dev->max_mtu = mtu;
+		}
+	}
+	priv->speed = SPEED_UNKNOWN;
+	priv->duplex = DUPLEX_UNKNOWN;
+}
+
+void tlsnic_free(struct tlsnic_priv *priv)
+{
+	/* the pointers of free_netdev() lie in what it frees */
+	struct net_device *dev = priv->dev;
+	struct tlsnic_txq *txq = priv->txq;
+	struct tlsnic_rxq *rxq = priv->rxq;
+
+	tlsnic_ctx_table_free(priv);
+	kfree(priv->dev_stats);
+	kfree(priv->dev_stat_names);
+	kfree(priv->ctrl);
+	free_netdev(dev);
+	kvfree(txq);
+	kvfree(rxq);
+}
+
+/* Everything that needs no word with the device */
+struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev, unsigned int pairs)
+{
+	struct tlsnic_priv *priv;
+	struct net_device *dev;
+
+	dev = alloc_etherdev_mqs(sizeof(*priv), pairs, pairs);
+	if (!dev)
+		return NULL;
+	SET_NETDEV_DEV(dev, &vdev->dev);
+	dev->netdev_ops = &tlsnic_netdev_ops;
+	dev->ethtool_ops = &tlsnic_ethtool_ops;
+	dev->needed_headroom = sizeof(struct virtio_net_hdr_v1) +
+			       sizeof(struct tlsnic_tx_tls);
+	dev->watchdog_timeo = 10 * HZ;
+	/* the device takes frames for any address */
+	dev->priv_flags |= IFF_LIVE_ADDR_CHANGE;
+
+	priv = netdev_priv(dev);
+	priv->vdev = vdev;
+	priv->dev = dev;
+	priv->max_pairs = pairs;
+	set_bit(TLSNIC_F_NO_WORK, &priv->flags);
+	mutex_init(&priv->ctrl_mutex);
+	mutex_init(&priv->ctx_mutex);
+	ida_init(&priv->slot_ida);
+	init_completion(&priv->hello_done);
+	INIT_DELAYED_WORK(&priv->work, tlsnic_work);
+	priv->txq = kvcalloc(pairs, sizeof(*priv->txq), GFP_KERNEL);
+	priv->rxq = kvcalloc(pairs, sizeof(*priv->rxq), GFP_KERNEL);
+	priv->ctrl = kzalloc(sizeof(*priv->ctrl), GFP_KERNEL);
+	if (!priv->txq || !priv->rxq || !priv->ctrl) {
+		tlsnic_free(priv);
+		return NULL;
+	}
+	tlsnic_queues_init(priv);
+	tlsnic_features_init(priv);
+	tlsnic_config_init(priv);
+	return priv;
+}

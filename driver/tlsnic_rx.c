@@ -227,8 +227,7 @@ static bool tlsnic_rx_verdict(struct tlsnic_priv *priv, struct sk_buff *skb,
 	skb->ip_summed = CHECKSUM_UNNECESSARY;
 	skb->csum_level = 0;
 	tlsnic_inc(priv, rx_tls_decrypted_packets);
-	tlsnic_count(priv, TLSNIC_CNT_rx_tls_decrypted_bytes,
-		     le32_to_cpu(tls->payload));
+	tlsnic_add(priv, rx_tls_decrypted_bytes, le32_to_cpu(tls->payload));
 	return true;
 }
 

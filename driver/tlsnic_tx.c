@@ -130,9 +130,9 @@ static int tlsnic_tx_offload(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
 	ctx->expected_seq += payload;
 	ctx->last_queue = q;
 	ctx->last_pos = q->posted;
-	tlsnic_count(priv, TLSNIC_CNT_tx_tls_encrypted_packets,
-		     max_t(u16, skb_shinfo(skb)->gso_segs, 1));
-	tlsnic_count(priv, TLSNIC_CNT_tx_tls_encrypted_bytes, payload);
+	tlsnic_add(priv, tx_tls_encrypted_packets,
+		   max_t(u16, skb_shinfo(skb)->gso_segs, 1));
+	tlsnic_add(priv, tx_tls_encrypted_bytes, payload);
 	return 0;
 }
 
