@@ -33,6 +33,10 @@ from nicdev.tls.table import ContextTable
 from nicdev.vhost.protocol import VhostUserBackend
 
 CAPABILITIES: Final = {"type": "net", "features": ["tls-offload"]}
+RX_PERSONALITIES: Final = {
+    "ideal": abi.RxPersonality.IDEAL,
+    "core-next-hint": abi.RxPersonality.CORE_NEXT_HINT,
+}
 PORT_KINDS: Final = ("tap", "pair", "null")
 
 
@@ -56,6 +60,7 @@ class Config:
     port: PortConfig
     queues: int
     max_contexts: int
+    rx_personality: abi.RxPersonality
     tls: bool
     capture: Path | None
     control: Path | None
@@ -98,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-contexts", type=int, default=65536, metavar="N", help="TLS contexts held (default 65536)"
     )
+    parser.add_argument("--rx-personality", choices=RX_PERSONALITIES, default="ideal",
+                        help="how rx contexts find their place again (default ideal)")  # fmt: skip
     parser.add_argument("--tls", choices=("on", "off"), default="on", help="off: a plain NIC")
     parser.add_argument("--capture", type=Path, metavar="FILE", help="pcapng of host0 (plaintext!) and wire0")
     parser.add_argument("--control", type=Path, metavar="PATH", help="control socket (JSON lines)")
@@ -127,6 +134,7 @@ def parse_args(argv: Sequence[str]) -> Config:
         port=port,
         queues=args.queues,
         max_contexts=args.max_contexts,
+        rx_personality=RX_PERSONALITIES[args.rx_personality],
         tls=args.tls == "on",
         capture=args.capture,
         control=args.control,
@@ -167,7 +175,7 @@ def _open_ports(config: Config, loop: Loop, stack: ExitStack) -> list[Port]:
 
 def _build_nic(config: Config) -> Nic:
     stats = Stats()
-    table = ContextTable(config.max_contexts)
+    table = ContextTable(config.max_contexts, config.rx_personality)
     caps = abi.Cap.TX | abi.Cap.RX if config.tls else abi.Cap(0)
     return Nic(stats, table, Control(Identity(__version__, caps), table, stats), lambda: secrets.randbits(64))
 

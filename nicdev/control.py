@@ -27,7 +27,6 @@ class Identity:
     caps: abi.Cap = abi.Cap.TX | abi.Cap.RX
     ciphers: abi.CipherCap = TLS_1_2_AES_GCM
     tx_personality: abi.TxPersonality = abi.TxPersonality.NEXT_RECORD
-    rx_personality: abi.RxPersonality = abi.RxPersonality.CORE_NEXT_HINT
 
 
 class Control:
@@ -53,7 +52,7 @@ class Control:
             self._table.max_contexts,
             len(Counter),
             me.tx_personality,
-            me.rx_personality,
+            self._table.rx_personality,
             me.device_version.encode("ascii")[:16],
         )
 

@@ -91,6 +91,7 @@ class Nic:
         self._boot_ids = boot_ids
         self._boot_id = boot_ids()
         self._version = 0  # 0: the driver has not said HELLO
+        self._interrupted = False  # reset while a driver that had said HELLO was there
         self._steering: dict[tuple[bytes, int, bytes, int], int] = {}
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -98,8 +99,14 @@ class Nic:
     def reset(self) -> None:
         """A new driver or none: every context and key goes, and nobody has said HELLO."""
         self._forget_contexts()
+        self._interrupted = bool(self._version) or self._interrupted
         self._version = 0
         self._steering.clear()
+
+    def resumed(self) -> None:
+        """The rings go on where they stopped: it was no new driver after all (QEMU resets a device that it pauses)."""
+        if self._interrupted:
+            self.event(abi.EventCode.CONFIG_CHANGED)
 
     def _forget_contexts(self) -> None:
         self.stats.add(Counter.CTX_DELETED, self.table.clear())
@@ -239,6 +246,7 @@ class Nic:
         if hello.flags & abi.HelloFlag.RESET:
             self._forget_contexts()
         self._version = min(hello.version, abi.ABI_VERSION)
+        self._interrupted = False
         self.messages.append(_EXT_HDR + self.control.hello_reply(self._version, hello.nonce, self._boot_id))
 
     # -- rx -----------------------------------------------------------------------------------------------------------
@@ -333,5 +341,8 @@ class Nic:
         stats[Counter.RX_TLS_AUTH_FAIL] += result.auth_failed
         stats[Counter.RX_TLS_LOST_SYNC] += result.lost_sync
         stats[Counter.RX_TLS_RESYNCED] += result.resynced
-        flags = abi.RxTlsFlag.DECRYPTED if result.decrypted else 0
+        stats[Counter.RX_TLS_ASKED] += result.ask is not None
+        flags = abi.RxTlsFlag.DECRYPTED if result.decrypted else abi.RxTlsFlag(0)
+        if result.ask is not None:
+            flags |= abi.RxTlsFlag.RESYNC_REQ
         return int(flags | (abi.RxTlsFlag.ERROR if result.error else 0))

@@ -60,6 +60,7 @@ class Counter(IntEnum):
     TX_DROP_QUEUE_DOWN = auto()  # waiting in a tx ring that was disabled
     VHOST_BAD_MESSAGES = auto()  # messages of the front end that were refused
     VHOST_UNKNOWN_MESSAGES = auto()
+    RX_TLS_ASKED = auto()  # resync requests to the driver
 
 
 class Stats:

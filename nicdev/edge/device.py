@@ -63,6 +63,8 @@ class Device:
             self._loop.soon(self._drains[pair.index])
         else:
             pair.rx = ring
+            if index == 0 and ring.base:
+                self.nic.resumed()
             ring.want_kicks()
             on_kick = partial(self._on_rx_kick, kick_fd)
             self._loop.soon(self._rx_has_room)
@@ -175,6 +177,10 @@ class Device:
     def _ring_failed(self, index: int, counter: Counter, error: RingError) -> None:
         log.warning("queue %d stopped: %s", index, error)
         self.nic.stats.add(counter)
-        err_fd = self._fds[index][2]
+        _, call_fd, err_fd = self._fds[index]
+        pair = self.pairs[index // 2]
+        ring = pair.tx if index % 2 else pair.rx
+        if ring is not None and ring.publish():  # what was handled before the fault goes home
+            _signal(call_fd)
         self.queue_stopped(index)
         _signal(err_fd)

@@ -10,11 +10,23 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from nicdev.abi import RxPersonality
+from nicdev.tls.chain import Chain
+from nicdev.tls.record import RecordFormat
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor
 
 
 class ResyncStrategy(Protocol):
     """A way to find one's place again."""
+
+    def passed(self, fmt: RecordFormat, seq: int, payload: memoryview) -> int | None:
+        """A packet behind the cursor went by while the context is lost.
+
+        Where a record seems to start (TCP sequence number) if the host is to be asked for its number, else None.
+        """
+
+    def found(self) -> None:
+        """The context is in sync: what was noted while it was lost is of no use any more."""
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
         """Where to stand after an RX_RESYNC command, or None to stay at `cursor` (None: nowhere)."""
@@ -28,14 +40,71 @@ class CoreNextHint:
     off and tries again. Any other hint is where to stand: the packet that covers it resumes.
     """
 
+    def passed(self, fmt: RecordFormat, seq: int, payload: memoryview) -> int | None:
+        """A device without memory looks away."""
+        return None
+
+    def found(self) -> None:
+        """There is nothing to forget."""
+
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
         """See ResyncStrategy; tcp_seq and rcd_sn are start and number of the next record."""
-        hint = Cursor(tcp_seq, rcd_sn)
-        if cursor is None:
-            return hint
-        ahead = (tcp_seq - cursor.seq) & SEQ_MASK
-        if ahead >= SEQ_HALF:
-            return None
-        if in_sync and hint == (cursor.skip(ahead) if ahead else cursor):
-            return None  # no news
+        return _next_hint(cursor, in_sync, tcp_seq, rcd_sn)
+
+
+def _next_hint(cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
+    """Where to stand when record `rcd_sn` starts at `tcp_seq`, as far as the cursor knows."""
+    hint = Cursor(tcp_seq, rcd_sn)
+    if cursor is None:
         return hint
+    ahead = (tcp_seq - cursor.seq) & SEQ_MASK
+    if ahead >= SEQ_HALF:
+        return None
+    if in_sync and hint == (cursor.skip(ahead) if ahead else cursor):
+        return None  # no news
+    return hint
+
+
+class Ideal:
+    """ideal: follows the headers that pass, asks the host at once for the number of one, and relates a late answer.
+
+    The question travels with the packet that holds the header, so the host meets it before the record. One question
+    stands until it is answered: a host that is behind with reading would otherwise see it move away forever. It is
+    asked again only if the answer must be lost: the chain began anew, or more has passed than a socket can hold.
+    """
+
+    def __init__(self) -> None:
+        self._chain: Chain | None = None
+        self._asked: int | None = None
+
+    def passed(self, fmt: RecordFormat, seq: int, payload: memoryview) -> int | None:
+        """See ResyncStrategy."""
+        if self._chain is None:
+            self._chain = Chain()
+        chain = self._chain
+        chain.follow(fmt, seq, payload)
+        if chain.last is None or (self._asked is not None and chain.knows(self._asked)):
+            return None
+        self._asked = chain.last
+        return self._asked
+
+    def found(self) -> None:
+        """See ResyncStrategy."""
+        self._chain = self._asked = None
+
+    def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
+        """See ResyncStrategy. An answer that cannot be related to what has passed is taken for a hint."""
+        if not in_sync and self._chain is not None:
+            place = self._chain.place(tcp_seq, rcd_sn)
+            if place is not None:
+                return place
+        return _next_hint(cursor, in_sync, tcp_seq, rcd_sn)
+
+
+def strategy_for(personality: RxPersonality) -> ResyncStrategy:
+    """The strategy of a personality. Raises ValueError for one that is not implemented."""
+    if personality is RxPersonality.IDEAL:
+        return Ideal()
+    if personality is RxPersonality.CORE_NEXT_HINT:
+        return CoreNextHint()
+    raise ValueError(f"rx personality {personality.name} is not implemented")

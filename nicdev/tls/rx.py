@@ -58,6 +58,7 @@ class RxResult(NamedTuple):
     error: bool = False  # left alone because of an error: wrong tag, no header where one must be
     lost_sync: bool = False  # in sync before this packet, not any more
     resynced: bool = False  # a resync took effect with this packet
+    ask: int | None = None  # where a record seems to start (TCP sequence number): the host is to tell its number
 
 
 _UNTOUCHED: Final = RxResult()
@@ -150,7 +151,7 @@ class RxContext:
         """Compare the packet with the cursor."""
         cursor = self._cursor
         if cursor is None:
-            return _UNTOUCHED
+            return RxResult(ask=self._strategy.passed(self._fmt, seq, payload))
         gap = (seq - cursor.seq) & SEQ_MASK
         if not gap:
             return self._follow(cursor, self._open, payload, True)
@@ -162,7 +163,7 @@ class RxContext:
             return self._follow(beyond, None, payload, True)
         if gap >= MAX_HOLE:
             self._cursor = self._open = None
-        return self._lose(error=False)
+        return self._lose(error=False)._replace(ask=self._strategy.passed(self._fmt, seq, payload))
 
     def _follow(self, cursor: Cursor, record: OpeningRecord | None, payload: memoryview, whole: bool) -> RxResult:
         """Handle a payload that starts at `cursor`; `whole` if that is the whole packet."""
@@ -170,6 +171,8 @@ class RxContext:
         if walked is None or walked.last > MAX_NUMBER:
             return self._lose(error=True)
         resynced = self._state is RxState.HINTED
+        if self._state is not RxState.IN_SYNC:
+            self._strategy.found()
         self._cursor, self._open, self._state = walked.after, None, RxState.IN_SYNC
         try:
             if whole and (record is not None or not cursor.pos):

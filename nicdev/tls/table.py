@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nicdev.abi import MAX_TCP_PAYLOAD, Direction, Status
+from nicdev.abi import MAX_TCP_PAYLOAD, Direction, RxPersonality, Status
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams
+from nicdev.tls.resync import strategy_for
 from nicdev.tls.rx import RxContext
 from nicdev.tls.tx import TxContext
 
@@ -31,10 +32,11 @@ class RxEntry(NamedTuple):
 class ContextTable:
     """At most `max_contexts` contexts of either direction; slots count from 0."""
 
-    __slots__ = ("_flows", "_scratch", "_slots", "max_contexts")
+    __slots__ = ("_flows", "_scratch", "_slots", "max_contexts", "rx_personality")
 
-    def __init__(self, max_contexts: int) -> None:
+    def __init__(self, max_contexts: int, rx_personality: RxPersonality = RxPersonality.IDEAL) -> None:
         self.max_contexts = max_contexts
+        self.rx_personality = rx_personality  # of contexts made from now on
         self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
         self._flows: dict[Flow, RxEntry] = {}
         self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
@@ -52,7 +54,7 @@ class ContextTable:
         if params.direction is Direction.TX:
             self._slots[slot] = (generation, TxContext(params))
             return
-        context = RxContext(params, self._scratch)
+        context = RxContext(params, self._scratch, strategy_for(self.rx_personality))
         self._slots[slot] = (generation, context)
         self._flows[flow] = RxEntry(slot, generation, context)
 

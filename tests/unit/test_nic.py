@@ -281,6 +281,39 @@ def test_rx_wrong_tag_is_untouched_and_told() -> None:
     assert nic.stats[Counter.RX_TLS_AUTH_FAIL] == 1
 
 
+def test_rx_lost_context_asks_the_driver_and_takes_the_answer() -> None:
+    nic = make_nic()
+    nic.transmit(0, hello())
+    add(nic, abi.Direction.RX, slot=2, generation=5)
+    first, second, third = (record(b"reply", number, sealed=True) for number in range(3))
+    assert len(first) == 34
+    header, frame = receive(nic, segment(second, seq=START + 34, outgoing=False))
+    ext = abi.RxTls._make(abi.RX_TLS.unpack(header[12:]))
+    assert frame == segment(second, seq=START + 34, outgoing=False)
+    assert (ext.flags, ext.slot, ext.generation) == (abi.RxTlsFlag.RESYNC_REQ, 2, 5)
+    answer = abi.RX_RESYNC.pack(ext.resync_seq, 1 if ext.resync_seq == START + 34 else 2)
+    assert status(nic.transmit(0, command(abi.Opcode.RX_RESYNC, 2, 5, answer))) == abi.Status.OK
+    header, _ = receive(nic, segment(third, seq=START + 68, outgoing=False))
+    assert header[13] == abi.RxTlsFlag.DECRYPTED
+    assert nic.stats[Counter.RX_TLS_ASKED] == nic.stats[Counter.RX_TLS_RESYNCED] == 1
+
+
+def test_a_driver_whose_device_was_reset_under_it_is_told() -> None:
+    """QEMU resets the device of a machine that it pauses; the same driver goes on afterwards."""
+    nic = make_nic()
+    nic.resumed()
+    assert not nic.messages
+    nic.transmit(0, hello())
+    nic.reset()
+    nic.resumed()
+    (event,) = (abi.Event._make(abi.EVENT.unpack(m)) for m in messages(nic, abi.ExtType.EVENT))
+    assert event.code == abi.EventCode.CONFIG_CHANGED
+    nic.transmit(0, hello())
+    nic.messages.clear()
+    nic.resumed()
+    assert not nic.messages
+
+
 def test_rx_for_another_tuple_is_untouched() -> None:
     nic = make_nic()
     nic.transmit(0, hello())
