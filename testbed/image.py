@@ -2,6 +2,7 @@
 
     build/guest.squashfs             user space (trixie), shared by all kernels
     build/kernel-K/root/             the kernel's packages, its headers and the compiler it was built with, unpacked
+    build/kernel-K/vmlinux           the kernel, uncompressed
     build/kernel-K/modules.squashfs  the modules a network test can want, uncompressed, with fresh dependency files
     build/kernel-K/initramfs.cpio    busybox, the modules up to the root disk, guest-image/initramfs-init
     build/kernel-K/driver/           our driver, built inside root/
@@ -15,19 +16,21 @@ from __future__ import annotations
 
 import lzma
 import shutil
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed import cpio, debian
 from testbed.errors import SetupError
-from testbed.stages import BUILD, PROJECT, cached, command, digest, in_root
+from testbed.stages import BUILD, PROJECT, cached, command, digest, in_root, remove
 
 SOURCES = PROJECT / "guest-image"
 LOGS = BUILD / "log"
 GUEST_SUITE = "trixie"
 PAYLOAD = "payload/opt/tlsnic"
 
+XZ_MAGIC = b"\xfd7zXZ\0"
 BOOT_MODULES = ["virtio_pci", "virtio_blk", "squashfs", "overlay"]
 
 
@@ -57,7 +60,7 @@ class Kernel:
     @property
     def image(self) -> Path:
         """What QEMU boots."""
-        return self.folder / "vmlinuz"
+        return self.folder / "vmlinux"
 
 
 KERNELS = {
@@ -109,7 +112,7 @@ def build_kernel(kernel: Kernel) -> bool:
     root_key = digest(*kernel.suites, *packages)
     built = cached(kernel.root, root_key, unpack)
     key = digest(root_key, kernel.release)
-    built |= cached(kernel.image, key, lambda out: _copy_kernel(kernel, out))
+    built |= cached(kernel.image, key, lambda out: _unpack_kernel(kernel, out, log))
     modules_key = digest(key, *words("modules"))
     image = kernel.folder / "modules.squashfs"
     built |= cached(image, modules_key, lambda out: _pack_modules(kernel, out, log))
@@ -119,9 +122,28 @@ def build_kernel(kernel: Kernel) -> bool:
     return built
 
 
-def _copy_kernel(kernel: Kernel, out: Path) -> None:
+def payload_of(image: bytes) -> bytes:
+    """The compressed kernel inside a bzImage (fields of the kernel's Documentation/arch/x86/boot.rst)."""
+    setup_sectors = image[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    return image[start : start + length]
+
+
+def _unpack_kernel(kernel: Kernel, out: Path, log: Path) -> None:
+    """The ELF kernel, which QEMU starts through its PVH entry: emulated, unpacking itself would take it seconds."""
     places = [kernel.root / f"boot/vmlinuz-{kernel.release}", kernel.root / f"usr/lib/modules/{kernel.release}/vmlinuz"]
-    shutil.copyfile(next(place for place in places if place.exists()), out)
+    packed = payload_of(next(place for place in places if place.exists()).read_bytes())
+    if packed.startswith(XZ_MAGIC):
+        out.write_bytes(lzma.LZMADecompressor().decompress(packed))
+        return
+    folder = out.with_name(f"{out.name}-packed")
+    folder.mkdir(exist_ok=True)
+    # The four bytes behind the frame are the unpacked size, which zstd would take for the start of another.
+    (folder / "kernel.zst").write_bytes(packed[:-4])
+    in_root(kernel.root, ["zstd", "-dqf", "/mnt/kernel.zst"], log, [(folder, "/mnt")])
+    (folder / "kernel").rename(out)
+    remove(folder)
 
 
 def _dependencies(kernel: Kernel) -> dict[str, list[str]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed import accel, driver, image
-from testbed.errors import BedError
+from testbed.errors import BedError, SetupError
 from testbed.image import DEFAULT_KERNEL, Kernel, kernel_named
 from testbed.qemu import Accel, Machine, Qemu
 from testbed.stages import BUILD, Progress, build_lock, say
@@ -51,6 +53,7 @@ def prepare(
 ) -> Assets:
     """Build what is not there yet, one line per stage; the default kernel is `environ["KERNEL"]`. Raises SetupError."""
     kernel = kernel_named(kernel_name or environ.get("KERNEL") or DEFAULT_KERNEL)
+    check_namespaces()
     with build_lock(say):
         progress = Progress(STAGES, SHELL_STAGES + 1)
         _stage(progress, f"guest root file system ({image.GUEST_SUITE})", image.build_guest)
@@ -66,6 +69,25 @@ def prepare(
             qemu, chosen = accel.choose(kernel.image, kernel.release, environ)
             outcome.append(f"{qemu}, {chosen}")
     return Assets(kernel, module, initrd, qemu, chosen)
+
+
+def check_namespaces() -> None:
+    """Images and driver are made in namespaces of their own. Raises SetupError when this user may not have them."""
+    if os.geteuid() == 0:
+        return
+    tried = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "true"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        raise SetupError(f"user namespaces are forbidden here ({tried.stderr.strip()}); allow them, or run as root")
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    for name in ("/etc/subuid", "/etc/subgid"):
+        path = Path(name)
+        entries = [line.split(":")[0] for line in path.read_text().splitlines()] if path.exists() else []
+        if not {user, str(os.geteuid())} & set(entries):
+            raise SetupError(
+                f"{name} gives {user} no ids for a user namespace; root can add them: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+            )
 
 
 def _stage(progress: Progress, title: str, build: Callable[[], bool]) -> None:

@@ -191,3 +191,11 @@ def test_shell_scripts_parse(script: str) -> None:
     assert os.access(stages.PROJECT / script, os.X_OK)
     assert shutil.which(shell)
     subprocess.run([shell, "-n", stages.PROJECT / script], check=True)
+
+
+def test_the_kernel_is_found_in_its_boot_image() -> None:
+    boot_image = bytearray(0x2000)
+    boot_image[0x1F1] = 3  # sectors of real-mode code, besides the first
+    boot_image[0x248:0x250] = (0x200).to_bytes(4, "little") + (5).to_bytes(4, "little")
+    boot_image[4 * 512 + 0x200 : 4 * 512 + 0x205] = b"inner"
+    assert image.payload_of(bytes(boot_image)) == b"inner"
