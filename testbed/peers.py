@@ -27,7 +27,6 @@ import ssl
 import struct
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +39,8 @@ from testbed.stream import stream
 
 RECEIVE: Final = 1 << 18
 POLL: Final = 0.0005  # seconds between looks at the socket's output queue
+SIOCOUTQ: Final = 0x5411  # bytes not yet acknowledged (tcp(7))
+SIOCOUTQNSD: Final = 0x894B  # bytes not yet sent (linux/sockios.h)
 
 
 class Channel(Protocol):
@@ -165,31 +166,35 @@ class Session:
         self.began: float | None = None  # when data began to flow
 
     def do_send(
-        self, size: int, records: Sequence[int] = (MAX_PLAINTEXT,), writes: Sequence[int] = (), drain: bool = False
+        self, size: int, records: Sequence[int] = (MAX_PLAINTEXT,), writes: Sequence[int] = (), apart: bool = False
     ) -> None:
         """Send the next `size` bytes of the stream in records of these sizes.
 
-        `writes` cuts the bytes on the wire differently; `drain` waits before each write until the peer has
-        acknowledged everything, so that each write leaves in packets of its own.
+        `writes` cuts the bytes on the wire differently; with `apart`, each write leaves in packets of its own.
         """
         data, self.outgoing = self.outgoing[:size], self.outgoing[size:]
         pieces: Iterator[bytes | memoryview] = self.channel.seal(data, records)
         if writes:
             pieces = cuts(memoryview(b"".join(pieces)), writes)
+        if apart:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in pieces:
-            if drain:
-                self.do_drain()
             self.began = self.began or time.monotonic()
             self.channel.write(piece)
+            if apart:
+                self._await_queue(SIOCOUTQNSD)
         self.sent += size
         self.sent_hash.update(data)
 
     def do_drain(self) -> None:
         """Wait until everything sent is acknowledged."""
+        self._await_queue(SIOCOUTQ)
+
+    def _await_queue(self, which: int) -> None:
         deadline = time.monotonic() + self.timeout
-        while struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))[0]:
+        while struct.unpack("i", fcntl.ioctl(self.socket, which, bytes(4)))[0]:
             if time.monotonic() > deadline:
-                raise TimeoutError("the peer does not acknowledge")
+                raise TimeoutError("the peer does not take what is sent")
             time.sleep(POLL)
 
     def _pull(self) -> None:
@@ -219,13 +224,11 @@ class Session:
             size -= len(self._take(min(size, RECEIVE)))
 
     def do_recv_clear(self, size: int) -> None:
-        """Receive `size` bytes that come before the first record."""
+        """Receive `size` bytes that come before the first record; they do not count as received."""
         while size:
             data = self.socket.recv(min(size, RECEIVE))
             if not data:
                 raise EOFError(f"the peer ended {size} bytes early")
-            self.received += len(data)
-            self.received_hash.update(data)
             size -= len(data)
 
     def do_echo(self, size: int) -> None:

@@ -19,6 +19,7 @@ whose members override it; all connections run at once, each in a thread. The la
         {"do": "record", "kind": n, "data": hex}    one control record
         {"do": "recv", "size": n}                  application data; control records on the way are noted
         {"do": "recv_record"}                       wait for one control record
+        {"do": "send_clear", "data": hex}, {"do": "recv_clear", "size": n}    before "install"; not counted
         {"do": "eof"}                               the peer must end without more data
         {"do": "shutdown"}                          no more to send
         {"do": "close"}, {"do": "reset"}
@@ -197,6 +198,13 @@ class Connection:
         kind, size = self.receive(memoryview(bytearray(1 << 14)))
         if kind == APPLICATION_DATA:
             raise ValueError(f"{size} bytes of application data instead of a control record")
+
+    def do_send_clear(self, data):
+        self.socket.sendall(bytes.fromhex(data))
+
+    def do_recv_clear(self, size):
+        if len(self.socket.recv(size, socket.MSG_WAITALL)) < size:
+            raise EOFError("the peer ended early")
 
     def do_eof(self):
         while True:
