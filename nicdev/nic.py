@@ -314,16 +314,9 @@ class Nic:
         slot, generation, context = hit
         result = context.decrypt(parsed.seq, frame[parsed.payload : parsed.end])
         flags = self._count_rx(result, parsed)
+        records = result.records & 0xFFFF
         extension = abi.RX_TLS.pack(
-            abi.ExtType.RX_TLS,
-            flags,
-            abi.RX_TLS.size,
-            slot,
-            generation,
-            0,
-            0,
-            result.records & 0xFFFF,
-            result.plaintext,
+            abi.ExtType.RX_TLS, flags, abi.RX_TLS.size, slot, generation, result.ask or 0, 0, records, result.plaintext
         )
         marked = bytes((plain.header[0] | abi.HDR_F_EXT,)) + plain.header[1:] + extension
         about = f"slot={slot} gen={generation} rx {'decrypted' if result.decrypted else 'untouched'}"
