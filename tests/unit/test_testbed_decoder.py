@@ -319,3 +319,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     done = subprocess.run([*command, "--keys", str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("module", ["testbed.decoder", "testbed.peers"])
+def test_the_oracle_shares_no_code_with_the_nic(module: str) -> None:
+    code = f"import {module}, sys; print(sorted(name for name in sys.modules if name.startswith('nicdev')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
