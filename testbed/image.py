@@ -246,9 +246,9 @@ def payload(driver: bytes | None, sources: Path = SOURCES) -> bytes:
 
 
 def write_initrd(kernel: Kernel, driver: Path | None) -> Path:
-    """Join initramfs and payload; returns the file QEMU loads."""
-    initrd = kernel.folder / "initrd"
-    temporary = initrd.with_name(".tmp-initrd")
+    """Join initramfs and payload; returns the file QEMU loads. Guests without our driver do not disturb the others."""
+    initrd = kernel.folder / ("initrd" if driver else "initrd-plain")
+    temporary = initrd.with_name(f".tmp-{initrd.name}")
     content = payload(driver.read_bytes() if driver else None)
     temporary.write_bytes((kernel.folder / "initramfs.cpio").read_bytes() + content)
     temporary.rename(initrd)

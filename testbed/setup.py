@@ -85,9 +85,8 @@ def check_namespaces() -> None:
         path = Path(name)
         entries = [line.split(":")[0] for line in path.read_text().splitlines()] if path.exists() else []
         if not {user, str(os.geteuid())} & set(entries):
-            raise SetupError(
-                f"{name} gives {user} no ids for a user namespace; root can add them: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
-            )
+            cure = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+            raise SetupError(f"{name} has no ids for {user}'s user namespaces; as root: {cure}")
 
 
 def _stage(progress: Progress, title: str, build: Callable[[], bool]) -> None:
