@@ -23,6 +23,8 @@ from testbed.wirecapture import WireCapture
 
 SIZE: Final = 16 << 20
 CLOSE_SECONDS: Final = 10
+UNWANTED: Final = ("TlsDecryptError", "TlsCurrTxDevice", "TlsCurrRxDevice", "TlsTxSw", "TlsRxSw")
+HARMLESS: Final = ("rx_drop_queue_down",)  # frames that come before the guest has booted
 CIPHERS: Final = ("aes-128-gcm", "aes-256-gcm")
 
 
@@ -131,8 +133,7 @@ def _problems(result: Result, report: Report, bed: Bed) -> list[str]:
     problems += [f"wire: {error}" for stream in report.streams for error in stream.errors]
     if contexts := bed.nic.contexts():
         problems.append(f"{len(contexts)} contexts are left in the device")
-    problems += [f"{name} is {n}" for name, n in result.nic.items() if n and ("_drop_" in name or "_errors" in name)
-                 and name != "rx_drop_queue_down"]  # fmt: skip
-    problems += [f"{name} is {result.tls_stat[name]}" for name in ("TlsDecryptError", "TlsCurrTxDevice", "TlsCurrRxDevice",
-                 "TlsTxSw", "TlsRxSw") if result.tls_stat[name]]  # fmt: skip
+    faults = (name for name in result.nic if ("_drop_" in name or "_errors" in name) and name not in HARMLESS)
+    problems += [f"{name} is {result.nic[name]}" for name in faults if result.nic[name]]
+    problems += [f"{name} is {result.tls_stat[name]}" for name in UNWANTED if result.tls_stat[name]]
     return problems + [f"guest kernel: {line}" for line in result.kernel_complaints]

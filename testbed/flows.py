@@ -121,13 +121,9 @@ def wire_keys(flows: list[tuple[Flow, Outcome]], keylog: Path) -> Keys:
         keys.keylog = read_keylog(keylog.read_text())
     for flow, outcome in flows:
         if flow.peer == "raw":
-            guest = (None, outcome.guest_port)
-            tx, rx = fixed_keys(FlowKeys.from_seed(flow.cipher, flow.seed), (HOSTS[flow.family], 0))
-            keys.fixed.append(
-                type(tx)(guest, (None, None), tx.secret)
-                if flow.dir == "tx"
-                else type(rx)((None, None), guest, rx.secret)
-            )
+            fixed = FlowKeys.from_seed(flow.cipher, flow.seed)
+            asked = 1 if flow.dir == "rx" else 0  # the clear byte
+            keys.fixed += fixed_keys(fixed, guest=(None, outcome.guest_port), tx_start=asked)
     return keys
 
 
