@@ -70,12 +70,15 @@ def _mmdebstrap(
 
 def extract(target: Path, suites: Sequence[str], packages: Sequence[str], log: Path) -> None:
     """Unpack packages and what they depend on into a folder, running none of their scripts; needs no privilege."""
+    log.unlink(missing_ok=True)
     options = ["--variant=extract", "--mode=chrootless", "--format=directory", f"--setup-hook={MERGED_USR}"]
+    options.append("--skip=check/chrootless")  # it warns of package scripts that run as root, and none are run
     command(_mmdebstrap(str(target), suites, packages, [], options), log)
 
 
 def install_to_squashfs(image: Path, suite: str, packages: Sequence[str], hooks: Sequence[str], log: Path) -> None:
     """A proper installation of `packages` and the essential system as a squashfs image, as root or in a namespace."""
+    log.unlink(missing_ok=True)
     root = os.geteuid() == 0
     options = ["--variant=apt", f"--mode={'root' if root else 'unshare'}", "--format=tar"]
     options += [f'--dpkgopt=path-exclude="/usr/share/{name}/*"' for name in ("doc", "man", "locale", "info")]
