@@ -109,6 +109,7 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 
 	ctx->priv = priv;
 	spin_lock_init(&ctx->lock);
+	ctx->held = true;
 	ctx->on_device = true;
 	ctx->in_sync = true;
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
@@ -124,8 +125,8 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 
 	mutex_lock(&priv->ctx_mutex);
 	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
-	if (err == -ETIMEDOUT) {
-		/* the ADD is still in the ring: let a DEL follow it */
+	if (err == -ETIMEDOUT || err == -EIO) {
+		/* it may have the context, now or later: let a DEL follow */
 		tlsnic_command_handle(ctx->del, ctx->slot, ctx->generation);
 		tlsnic_cmd_post(priv, ctx->del);
 		ctx->del = NULL;
@@ -172,10 +173,28 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 	mutex_lock(&priv->ctx_mutex);
 	for (i = 0; i < priv->slot_count; i++) {
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (ctx)
-			tlsnic_ctx_lost(ctx);
+		if (!ctx)
+			continue;
+		ctx->held = false;
+		tlsnic_ctx_lost(ctx);
 	}
 	mutex_unlock(&priv->ctx_mutex);
+}
+
+/*
+ * The device says that it does not know the context, and may be wrong (or was
+ * asked before and answered nonsense): what it holds would block the slot.
+ */
+static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx)
+{
+	struct tlsnic_cmd *del;
+
+	del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
+	if (!del)
+		return -ENOMEM;
+	tlsnic_command_handle(del, ctx->slot, ctx->generation);
+	tlsnic_cmd_post(ctx->priv, del);
+	return 0;
 }
 
 /*
@@ -186,6 +205,12 @@ static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 {
 	int err;
 
+	if (ctx->held) {
+		err = tlsnic_ctx_clear_slot(ctx);
+		if (err)
+			return err;
+	}
+	ctx->held = true;
 	spin_lock_bh(&ctx->lock);
 	WRITE_ONCE(ctx->generation, ++slot->generation);
 	spin_unlock_bh(&ctx->lock);
