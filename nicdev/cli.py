@@ -15,17 +15,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from nicdev import __version__, abi
 from nicdev.control import Control, Identity
 from nicdev.edge.control_socket import ControlSocket
 from nicdev.edge.device import Device
-from nicdev.edge.frontend import Frontend, from_fd, listen_at
+from nicdev.edge.frontend import Frontend
 from nicdev.edge.host import LinuxHost
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import PairPort, Port
+from nicdev.edge.unix_socket import from_fd, listen_at
 from nicdev.errors import ConfigError
 from nicdev.nic import Nic, Observer
 from nicdev.stats import Stats
@@ -38,6 +40,7 @@ RX_PERSONALITIES: Final = {
     "core-next-hint": abi.RxPersonality.CORE_NEXT_HINT,
 }
 PORT_KINDS: Final = ("tap", "pair", "null")
+MAX_INTERFACE_NAME: Final = 15  # IFNAMSIZ with its NUL is 16
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,44 @@ def parse_port(text: str) -> PortConfig:
         if kind != "tap" or key not in ("name", "netns", "address", "mtu") or not value:
             raise ConfigError(f"bad port option {item!r}: tap takes name=, netns=, address=, mtu=; others take none")
         if key == "address":
-            addresses.append(value)
+            addresses.append(_address(value))
         elif key == "mtu":
-            if not value.isdigit() or not 68 <= int(value) <= 65535:
+            if not value.isascii() or not value.isdigit() or not 68 <= int(value) <= 65535:
                 raise ConfigError(f"bad mtu {value!r}: use 68 to 65535 bytes")
             values[key] = int(value)
         else:
-            values[key] = value
+            values[key] = _name(key, value)
     return PortConfig(kind, addresses=tuple(addresses), **values)
 
 
+def _address(text: str) -> str:
+    try:
+        return str(ip_interface(text))
+    except ValueError:
+        raise ConfigError(f"bad address {text!r}: use one like 198.51.100.1/24 or 2001:db8::1/64") from None
+
+
+def _name(key: str, value: str) -> str:
+    """An interface name by the kernel's rules (dev_valid_name; `%` would make a pattern), or a namespace's."""
+    bad = value in (".", "..") or not value.isascii() or any(c in "/:%" or c <= " " for c in value)
+    if bad or (key == "name" and len(value) > MAX_INTERFACE_NAME):
+        raise ConfigError(
+            f"bad {key} {value!r}: no spaces and none of / : %"
+            + (f", at most {MAX_INTERFACE_NAME} characters" if key == "name" else "")
+        )
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, as for all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vhost-user-tlsnic", description=__doc__.split("\n")[0])
+    description = (__doc__ or "").split("\n")[0]
+    parser = _Parser(prog="vhost-user-tlsnic", description=description, allow_abbrev=False)
     parser.add_argument("--socket-path", "-s", action="append", default=[], type=Path, metavar="PATH",
                         help="listen here for QEMU (twice with --port pair)")  # fmt: skip
     parser.add_argument("--fd", type=int, metavar="FDNUM", help="inherited socket instead of --socket-path")
@@ -122,7 +151,7 @@ def parse_args(argv: Sequence[str]) -> Config:
     if bool(args.socket_path) == (args.fd is not None):
         raise ConfigError("give either --socket-path or --fd")
     wanted = 2 if port.kind == "pair" else 1
-    if args.socket_path and len(args.socket_path) != wanted:
+    if len(args.socket_path) != wanted and (args.socket_path or port.kind == "pair"):
         raise ConfigError(f"--port {port.kind} needs {wanted} --socket-path")
     if not 1 <= args.queues <= 64:
         raise ConfigError("--queues takes 1 to 64")
@@ -250,6 +279,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(config)
     except ConfigError as error:
         print(f"vhost-user-tlsnic: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:  # of an optional dependency
+        print(f"vhost-user-tlsnic: Python package {error.name} is missing: pip install 'tlsnic[tap,capture]'",
+              file=sys.stderr)  # fmt: skip
         return 2
     return 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nicdev.edge.loop import Loop
-from nicdev.errors import ConfigError
+from nicdev.edge.unix_socket import SocketFile, listen_at
 
 MAX_LINE: Final = 65536
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -26,21 +26,18 @@ class ControlSocket:
 
     def __init__(self, loop: Loop, path: Path, handlers: dict[str, Handler]) -> None:
         self._loop = loop
-        self._path = path
         self._handlers = handlers
         self._clients: dict[socket.socket, bytearray] = {}
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            path.unlink(missing_ok=True)
-            self._listener.bind(str(path))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on control socket {path}: {error.strerror or error}") from None
-        path.chmod(0o600)
-        self._listener.listen(8)
+        self._listener = listen_at(path, 0o600)
+        self._listener.setblocking(False)
+        self._file = SocketFile(path)
         loop.watch(self._listener.fileno(), self._on_connect)
 
     def _on_connect(self) -> None:
-        client, _ = self._listener.accept()
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # the client is gone again, or fds are short; one that waits is found again by the next poll
         client.setblocking(True)
         client.settimeout(1)  # an answer that is not read within a second ends the connection
         self._clients[client] = bytearray()
@@ -64,7 +61,7 @@ class ControlSocket:
         try:
             request = json.loads(line)
             handler = self._handlers[request["cmd"]]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             known = ", ".join(sorted(self._handlers))
             return {"ok": False, "error": f'expected {{"cmd": NAME}} with NAME one of {known}'}
         return {"ok": True, **handler(request)}
@@ -80,4 +77,4 @@ class ControlSocket:
             self._drop(client)
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        self._file.remove()

@@ -11,27 +11,24 @@ memory go, and the listener waits for the next one.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
 import socket
-import stat
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from nicdev.errors import ConfigError, ProtocolError
+from nicdev.edge.unix_socket import SocketFile
+from nicdev.errors import ProtocolError
 from nicdev.vhost import message as msg
 from nicdev.vhost.message import Header
 from nicdev.vhost.protocol import VhostUserBackend
 
 log = logging.getLogger(__name__)
 
-MAX_PATH: Final = 107  # bytes in sockaddr_un, without the NUL
 _BURST: Final = 64  # messages per callback, so that no front end starves the queues
-_BACKLOG: Final = 8
 
 
 class _Connection:
@@ -115,8 +112,7 @@ class Frontend:
         self._epoll = select.epoll()
         self._connection: _Connection | None = None
         self._listener: socket.socket | None = None
-        self._unlink = unlink
-        self._inode = os.stat(unlink).st_ino if unlink else 0
+        self._file = SocketFile(unlink) if unlink else None
         self.finished = False
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.setblocking(False)
@@ -188,59 +184,5 @@ class Frontend:
             self._listener = None
         self._epoll.close()
         self.finished = True
-        if self._unlink is not None:
-            try:
-                if os.stat(self._unlink).st_ino == self._inode:
-                    os.unlink(self._unlink)
-            except FileNotFoundError:
-                pass  # whoever removed it spared us the work
-            self._unlink = None
-
-
-def listen_at(path: str | Path) -> socket.socket:
-    """A listening socket at `path`; the stale file of a dead process is replaced. Raises ConfigError."""
-    name = os.fsencode(path)
-    if not 0 < len(name) <= MAX_PATH:
-        raise ConfigError(f"socket path of {len(name)} bytes, the limit is {MAX_PATH}: {path}")
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(name)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"cannot listen at {path}: {error.strerror}") from error
-    return sock
-
-
-def _remove_stale(path: str | Path) -> None:
-    """Remove a socket file that nobody listens at. Raises ConfigError if somebody does, or if it is no socket."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ConfigError(f"socket path exists and is not a socket: {path}")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            result = probe.connect_ex(os.fsencode(path))
-        if result != errno.ECONNREFUSED:
-            raise ConfigError(f"socket path is in use by another process: {path}")
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(f"cannot use socket path {path}: {error.strerror}") from error
-
-
-def from_fd(fd: int) -> socket.socket:
-    """The inherited vhost-user socket `fd`, connected or listening, which becomes ours.
-
-    Raises ConfigError if it is none.
-    """
-    try:
-        sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise ConfigError(f"--fd {fd} is not a socket: {error.strerror}") from error
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        sock.detach()
-        raise ConfigError(f"--fd {fd} is not a unix stream socket")
-    sock.set_inheritable(False)
-    return sock
+        if self._file is not None:
+            self._file.remove()

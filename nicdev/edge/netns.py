@@ -34,9 +34,14 @@ def enter_own() -> None:
         )
         raise ConfigError(f"cannot make a network namespace: {reason}; {hint}")
     if flags & CLONE_NEWUSER:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        try:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        except OSError as error:  # a security module lets the namespace be made, and nothing be done in it
+            raise ConfigError(
+                f"user namespaces are restricted here: {error.strerror}; allow them or run as root"
+            ) from None
 
 
 class NamedNamespace:
@@ -47,8 +52,8 @@ class NamedNamespace:
 
         self._netns = netns
         self._name = name
-        self._made = name not in netns.listnetns()
         try:
+            self._made = name not in netns.listnetns()
             if self._made:
                 netns.create(name)
             netns.setns(name)
@@ -62,7 +67,20 @@ class NamedNamespace:
 
 
 def configure(interface: str, addresses: Sequence[str], mtu: int) -> None:
-    """Bring `interface` (and lo) up with `addresses` ("198.51.100.1/24") and `mtu` (bytes) in the current namespace."""
+    """Bring `interface` (and lo) up with `addresses` ("198.51.100.1/24") and `mtu` (bytes) in the current namespace.
+
+    An interface that was there before may have the addresses already. Raises ConfigError.
+    """
+    from pyroute2 import NetlinkError
+
+    try:
+        _configure(interface, addresses, mtu)
+    except NetlinkError as error:
+        what = f"mtu {mtu} and addresses {', '.join(addresses) or 'none'}"
+        raise ConfigError(f"cannot set up {interface} with {what}: {os.strerror(error.code)}") from None
+
+
+def _configure(interface: str, addresses: Sequence[str], mtu: int) -> None:
     from pyroute2 import IPRoute
 
     with IPRoute() as ip:
@@ -73,4 +91,4 @@ def configure(interface: str, addresses: Sequence[str], mtu: int) -> None:
             address = ip_interface(text)
             # nodad: an address in a namespace of its own has nobody to collide with, and must work at once
             flags = {"flags": 0x02} if address.version == 6 else {}
-            ip.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags)
+            ip.addr("replace", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags)

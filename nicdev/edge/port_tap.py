@@ -41,6 +41,8 @@ def open_tap(name: str) -> int:
         raise ConfigError(f"{TUN_PATH} is missing: load the tun module (modprobe tun)") from None
     except PermissionError:
         raise ConfigError(f"{TUN_PATH} is not accessible: run as root, or once: sudo chmod 0666 {TUN_PATH}") from None
+    except OSError as error:
+        raise ConfigError(f"{TUN_PATH} does not open: {error.strerror}; load the tun module (modprobe tun)") from None
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
         fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.VNET_HDR.size))

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from nicdev.edge.frontend import Frontend, from_fd, listen_at
+from nicdev.edge.frontend import Frontend
 from nicdev.edge.host import LinuxHost
+from nicdev.edge.unix_socket import from_fd, listen_at
 from nicdev.errors import ConfigError, ProtocolError
 from nicdev.stats import Counter, Stats
 from nicdev.vhost.protocol import VhostUserBackend
