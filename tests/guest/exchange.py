@@ -1,0 +1,272 @@
+"""Raw kTLS connections between the guest and peers on the wire, all at once, watched from every side.
+
+A test says what both ends of each `Case` do; `exchange` runs them under a capture and gives back what guest, peers,
+kernel, driver, device and the decoder of the wire say, each on its own. `offloaded` is the common part of most tests:
+everything arrived, the device did the work, and all sides agree on how much it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.agent import Request
+from testbed.bed import GUEST4, GUEST6, TOOLS, WIRE4, WIRE6, Bed, last_line
+from testbed.decoder import Fixed, Keys, Report, StreamReport, decode, fixed_keys
+from testbed.flowkeys import FlowKeys
+from testbed.peer import Peer
+from testbed.stream import sample, sha256_of
+from testbed.wirecapture import WireCapture
+
+Step = dict[str, Any]
+CIPHERS = ("aes-128-gcm", "aes-256-gcm")
+BOTH = ("tx", "rx")
+TIMEOUT = 60
+WIRE_HOSTS = {"4": WIRE4, "6": WIRE6, "mapped": WIRE4}
+GUEST_HOSTS = {"4": GUEST4, "6": GUEST6, "mapped": GUEST4}
+
+# A receiver asks with one clear byte once its context is there: nothing arrives before.
+ASK: Step = {"do": "send", "size": 1}
+ASKED: Step = {"do": "recv", "size": 1}
+SHUTDOWN: Step = {"do": "shutdown"}
+EOF: Step = {"do": "eof"}
+WAIT: Step = {"do": "wait"}
+RECORD_OVERHEAD = 5 + 8 + 16
+
+
+def send(size: int, **how: Any) -> Step:
+    """Step: send `size` bytes of the stream."""
+    return {"do": "send", "size": size, **how}
+
+
+def recv(size: int) -> Step:
+    """Step: receive `size` bytes of the stream."""
+    return {"do": "recv", "size": size}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One connection; `seed` names its data and keys. `sent` and `received` are the guest's bytes of the stream."""
+
+    seed: str
+    guest: Sequence[Step]
+    peer: Sequence[Step]
+    dirs: Sequence[str] = BOTH
+    cipher: str = CIPHERS[0]
+    family: str = "4"
+    rec_seq: int = 0
+    listen: int = 0  # the guest's port, if it is the guest that listens
+    tx_start: int = 0  # clear bytes before the first record
+    rx_start: int = 0
+    guest_job: Mapping[str, Any] = field(default_factory=dict)
+    peer_job: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> FlowKeys:
+        """What both ends and the decoder use."""
+        return FlowKeys.from_seed(self.cipher, self.seed, self.rec_seq)
+
+    def common(self) -> dict[str, Any]:
+        """What both jobs have."""
+        return {**self.keys.as_job(*self.dirs), "seed": self.seed, "timeout": TIMEOUT}
+
+    def size(self, *verbs: str) -> int:
+        """Bytes of the guest's steps of these kinds."""
+        return sum(int(step["size"]) for step in self.guest if step["do"] in verbs)
+
+
+def tx_case(seed: str, *steps: Step, size: int, **options: Any) -> Case:
+    """The guest sends `size` bytes by `steps`, encrypted; the peer's direction is clear."""
+    return Case(seed, [*steps, SHUTDOWN], [recv(size), EOF], dirs=("tx",), **options)
+
+
+def rx_case(seed: str, *steps: Step, size: int, **options: Any) -> Case:
+    """The peer sends `size` bytes by `steps`, encrypted; the guest's direction is clear."""
+    return Case(seed, [ASK, recv(size), EOF], [ASKED, *steps, SHUTDOWN], dirs=("rx",), **options)
+
+
+@dataclass
+class Running:
+    """An exchange under way."""
+
+    bed: Bed
+    cases: Sequence[Case]
+    peers: list[Peer]
+    tool: Request
+
+    def guest_waits(self) -> None:
+        """Until all of the guest's connections stand at a step "wait"."""
+        self.tool.wait_for_output(b'"waiting"', TIMEOUT)
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        self.tool.write(b"\n")
+
+
+@dataclass
+class Seen:
+    """What every side says afterwards; counters are differences."""
+
+    cases: Sequence[Case]
+    guest: list[dict[str, Any]] = field(default_factory=list)
+    peers: list[dict[str, Any]] = field(default_factory=list)
+    tls_stat: Counter[str] = field(default_factory=Counter)
+    driver: Counter[str] = field(default_factory=Counter)
+    nic: Counter[str] = field(default_factory=Counter)
+    report: Report = field(default_factory=lambda: Report(0, [], 0, []))
+    wires: list[dict[str, StreamReport]] = field(default_factory=list)  # per case: "tx", "rx"
+
+    def streams(self, direction: str) -> list[StreamReport]:
+        """The encrypted streams of a direction."""
+        return [wire[direction] for case, wire in zip(self.cases, self.wires, strict=True) if direction in case.dirs]
+
+    def arrived(self) -> None:
+        """Both ends did all they had to, and every byte arrived."""
+        for case, guest, peer in zip(self.cases, self.guest, self.peers, strict=True):
+            assert guest["ok"], (case.seed, guest.get("error"), peer.get("error"))
+            assert peer["ok"], (case.seed, peer.get("error"))
+            sent, received = case.size("send", "sendfile"), case.size("recv")
+            assert peer["sha256_received"] == sha256_of(case.seed, sent), case.seed
+            assert guest["sha256_received"] == sha256_of(case.seed, received), case.seed
+
+    def wire_is_encrypted(self) -> None:
+        """The independent decoder reads every record, and finds nothing in plaintext."""
+        assert self.report.plaintext_hits == 0, self.report.plaintext_places
+        problems = {
+            f"{case.seed} {name}": (stream.errors, stream.failures)
+            for case, wire in zip(self.cases, self.wires, strict=True)
+            for name, stream in wire.items()
+            if not stream.ok
+        }
+        assert not problems
+        for case, wire in zip(self.cases, self.wires, strict=True):
+            for name in case.dirs:
+                assert wire[name].keys == "fixed"
+                sent = case.size("send", "sendfile") if name == "tx" else case.size("recv")
+                assert wire[name].sha256 == sha256_of(case.seed, sent), case.seed
+                assert wire[name].records > 0
+
+    def kernel_offloads(self) -> None:
+        """The kernel gave every context to the device, none to software, and complains about no record."""
+        for direction in BOTH:
+            name = direction.capitalize()
+            assert self.tls_stat[f"Tls{name}Device"] == len(self.streams(direction))
+            assert self.tls_stat[f"Tls{name}Sw"] == 0
+            assert self.driver[f"{direction}_tls_ctx"] == len(self.streams(direction))
+            assert self.nic[f"ctx_{direction}_added"] == len(self.streams(direction))
+        for case, guest in zip(self.cases, self.guest, strict=True):
+            if case.guest_job.get("ss", True):
+                assert {name for name in BOTH if guest.get(f"{name}conf") == "hw"} == set(case.dirs), case.seed
+        assert self.tls_stat["TlsDecryptError"] == 0
+
+    def everything_by_the_device(self) -> None:
+        """Driver and device count exactly what the wire shows: not one record went through software."""
+        encrypted = sum(stream.bytes - stream.clear_bytes for stream in self.streams("tx"))
+        assert self.driver["tx_tls_encrypted_bytes"] == self.nic["tx_tls_bytes"] == encrypted
+        assert self.driver["tx_tls_encrypted_packets"] >= self.nic["tx_tls_packets"]
+        assert self.nic["tx_tls_records"] == sum(stream.records for stream in self.streams("tx"))
+        rx = self.streams("rx")
+        assert self.nic["rx_tls_records"] == sum(stream.records for stream in rx)
+        assert self.nic["rx_tls_bytes"] == sum(stream.bytes - stream.clear_bytes for stream in rx)
+        assert self.driver["rx_tls_decrypted_packets"] == self.nic["rx_tls_packets"]
+        # TLS payload in the decrypted packets, of control records too
+        overhead = sum(RECORD_OVERHEAD * stream.records for stream in rx)
+        assert self.driver["rx_tls_decrypted_bytes"] == self.nic["rx_tls_bytes"] - overhead
+        for name in ("rx_tls_auth_fail", "rx_tls_lost_sync", "rx_tls_bad_csum"):
+            assert self.nic[name] == 0
+
+    def offloaded(self) -> None:
+        """All of the above."""
+        self.arrived()
+        self.wire_is_encrypted()
+        self.kernel_offloads()
+        self.everything_by_the_device()
+
+
+def _counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    return Counter(bed.tls_stat()), Counter(bed.ethtool()), Counter(bed.nic.stats())
+
+
+def _delta(after: Counter[str], before: Counter[str]) -> Counter[str]:
+    after.subtract(before)
+    return after
+
+
+def _guest_member(case: Case, peer_port: int) -> dict[str, Any]:
+    host = WIRE_HOSTS[case.family]
+    if case.listen:
+        place: dict[str, Any] = {"listen": ["::" if case.family != "4" else GUEST4, case.listen]}
+    else:
+        place = {"connect": [f"::ffff:{host}" if case.family == "mapped" else host, peer_port]}
+    steps = list(case.guest)
+    return {**case.common(), **place, "family": case.family, "steps": steps, **case.guest_job}
+
+
+def _peer(bed: Bed, case: Case) -> Peer:
+    if case.listen:
+        place: dict[str, Any] = {"connect": [GUEST_HOSTS[case.family], case.listen]}
+    else:
+        place = {"listen": [WIRE_HOSTS[case.family], 0]}
+    return Peer(bed.wire, "raw", {**case.common(), **place, "steps": list(case.peer), **case.peer_job})
+
+
+def _await_listeners(tool: Request, count: int) -> None:
+    said = b""
+    while said.count(b'"listening"') < count:
+        piece = tool.read(TIMEOUT)
+        assert piece, f"the guest's tool ended: {said!r}"
+        said += piece
+
+
+def _ports(case: Case, peer: Peer) -> tuple[tuple[str | None, int | None], tuple[str | None, int | None]]:
+    """(guest, peer) as the decoder is to find them."""
+    return ((None, case.listen), (None, None)) if case.listen else ((None, None), (None, peer.port))
+
+
+def _wire_keys(cases: Sequence[Case], peers: Sequence[Peer]) -> Keys:
+    fixed: list[Fixed] = []
+    for case, peer in zip(cases, peers, strict=True):
+        guest_end, peer_end = _ports(case, peer)
+        tx, rx = fixed_keys(case.keys, peer_end, guest_end, case.tx_start, case.rx_start)
+        fixed += [tx] * ("tx" in case.dirs) + [rx] * ("rx" in case.dirs)
+    return Keys(fixed, samples=[sample(case.seed) for case in cases])
+
+
+@contextmanager
+def exchanging(bed: Bed, cases: Sequence[Case]) -> Iterator[Running]:
+    """Start all cases; what is still going on at the end of the block is ended."""
+    with ExitStack() as stack:
+        peers = {case.seed: stack.enter_context(_peer(bed, case)) for case in cases if not case.listen}
+        members = [_guest_member(case, 0 if case.listen else peers[case.seed].port) for case in cases]
+        tool = bed.agent.spawn(["python3", f"{TOOLS}/ktls_raw.py"])
+        stack.callback(lambda: tool.kill() if tool.running else None)
+        tool.write(json.dumps({"connections": members}).encode() + b"\n")
+        listening = [case for case in cases if case.listen]
+        _await_listeners(tool, len(listening))
+        peers |= {case.seed: stack.enter_context(_peer(bed, case)) for case in listening}
+        yield Running(bed, cases, [peers[case.seed] for case in cases], tool)
+
+
+def exchange(
+    bed: Bed, cases: Sequence[Case], capture_path: Path, meanwhile: Callable[[Running], None] = lambda _: None
+) -> Seen:
+    """Run all cases to their end; `meanwhile` is called when they have begun."""
+    seen = Seen(cases)
+    before = _counters(bed)
+    with WireCapture(bed.wire, capture_path) as capture, exchanging(bed, cases) as running:
+        meanwhile(running)
+        running.tool.wait(2 * TIMEOUT)
+        seen.guest = last_line(bytes(running.tool.stdout), bytes(running.tool.stderr))["connections"]
+        seen.peers = [peer.result(TIMEOUT) for peer in running.peers]
+    seen.tls_stat, seen.driver, seen.nic = map(_delta, _counters(bed), before)
+    seen.report = decode(capture.path, _wire_keys(cases, running.peers))
+    for case, peer in zip(cases, running.peers, strict=True):
+        guest_end, peer_end = _ports(case, peer)
+        (tx,), (rx,) = seen.report.find(guest_end, peer_end), seen.report.find(peer_end, guest_end)
+        seen.wires.append({"tx": tx, "rx": rx})
+    return seen
