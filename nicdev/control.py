@@ -79,7 +79,7 @@ class Control:
 
     def _ctx_add(self, header: abi.CommandHeader, body: memoryview) -> bytes:
         try:
-            params = params_from_ctx_add(abi.CtxAdd._make(abi.CTX_ADD.unpack(body)))
+            params = params_from_ctx_add(abi.unpack_ctx_add(body))
             self._check_capabilities(params.direction, params.tls_version, params.cipher)
             self._table.add(header.slot, header.generation, params)
         except CommandError:

@@ -147,3 +147,12 @@ def test_layout_is_equal(probe: dict[str, int], name: str) -> None:
 
 def test_magic() -> None:
     assert f'"{abi.HELLO_MAGIC.decode()}"' in HEADER.read_text()
+
+
+def test_ctx_add_unpacks_alike_with_secrets_in_place() -> None:
+    body = bytearray(range(abi.CTX_ADD.size))
+    copied = abi.CtxAdd._make(abi.CTX_ADD.unpack(body))
+    viewed = abi.unpack_ctx_add(memoryview(body))
+    assert tuple(bytes(v) if isinstance(v, memoryview) else v for v in viewed) == tuple(copied)
+    body[:] = bytes(len(body))
+    assert not any(viewed.key) and not any(viewed.salt) and not any(viewed.iv)  # noqa: PT018
