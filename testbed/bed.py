@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any, Final
 
 from testbed.agent import GuestAgent
 from testbed.errors import AgentError
-from testbed.guest import Guest, runtime_folder
+from testbed.guest import Guest
 from testbed.namespace import INTERFACE, Wire
 from testbed.nic import NicProcess
 from testbed.qemu import Machine, VhostUserNic
+from testbed.runtime import RuntimeFolder
 from testbed.setup import Assets
 from testbed.stages import BUILD, say
 
@@ -88,20 +88,27 @@ def running(
     change: Callable[[Machine], Machine] = lambda machine: machine,
     name: str = "guest",
     mtu: int = 1500,
+    wire: Wire | None = None,
 ) -> Iterator[Bed]:
-    """Start NIC and guest, configure the network, and end both afterwards. Raises SetupError, BootFailed."""
+    """Start NIC and guest, configure the network, and end both afterwards. Raises SetupError, BootFailed.
+
+    The NIC makes a namespace of its own, unless it is to work in the one of `wire`.
+    """
     with ExitStack() as stack:
-        folder = runtime_folder()
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        runtime = RuntimeFolder()
+        stack.callback(runtime.remove)
+        folder = runtime.path
         log = BUILD / "log" / f"{name}.nic"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
         port = f"tap:name={INTERFACE},address={WIRE4}/24,address={WIRE6}/64,mtu={mtu}"
-        nic = NicProcess([folder / "nic"], port, log, ["--queues", str(queues), *nic_arguments])
+        if wire:
+            port += ",netns=current"
+        nic = NicProcess([folder / "nic"], port, log, ["--queues", str(queues), *nic_arguments], wire)
         stack.enter_context(nic)
         attached = VhostUserNic(str(nic.sockets[0]), queues=queues, mac=MAC, mtu=None if mtu == 1500 else mtu)
         machine = change(dataclasses.replace(assets.machine, nics=(attached,), name=name))
         guest = stack.enter_context(Guest(machine, note=say))
         if machine.driver != "none":
             configure_guest(guest.agent)
-        yield Bed(nic, guest, Wire(nic.pid), folder)
+        yield Bed(nic, guest, wire or Wire(nic.pid), folder)

@@ -11,14 +11,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +24,7 @@ from qemu.qmp import QMPClient
 from testbed.agent import GuestAgent
 from testbed.errors import AgentTimeout, BootFailed, GuestDied, GuestError
 from testbed.qemu import SOCKET_PATH_MAX, Machine, VhostUserNic, command_line
+from testbed.runtime import RuntimeFolder
 from testbed.stages import BUILD, say
 
 BOOT_TIMEOUT = 90.0  # seconds; a loaded machine under TCG needs a few, so only a hang gets here
@@ -47,14 +45,6 @@ def kernel_complaints(log: str) -> list[str]:
     return [line for line in log.splitlines() if SUSPICIOUS.search(line)]
 
 
-def runtime_folder() -> Path:
-    """A new, private folder whose path is short enough for unix sockets, wherever the checkout lies."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if not os.access(base, os.W_OK) or len(base) > SOCKET_PATH_MAX - 40:
-        base = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
-    return Path(tempfile.mkdtemp(prefix="tlsnic-", dir=base))
-
-
 class Guest:
     """A running guest; use as a context manager. `agent` is there from start() on."""
 
@@ -68,7 +58,7 @@ class Guest:
         self._timeout = timeout
         self._note = note
         self._process: subprocess.Popen[bytes] | None = None
-        self._runtime: Path | None = None
+        self._folder: RuntimeFolder | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -106,12 +96,13 @@ class Guest:
 
     def _boot(self) -> None:
         began = time.monotonic()
-        self._runtime = runtime_folder()
+        self._folder = RuntimeFolder()
+        runtime = self._folder.path
         self.console_log.parent.mkdir(parents=True, exist_ok=True)
         self.console_log.write_bytes(b"")
-        argv = ["setpriv", "--pdeathsig", "KILL", *command_line(self.machine, self._runtime, self.console_log)]
+        argv = ["setpriv", "--pdeathsig", "KILL", *command_line(self.machine, runtime, self.console_log)]
         inherited = [nic.fd for nic in self.machine.nics if hasattr(nic, "fd")]
-        with open(self._runtime / "qemu.log", "wb") as errors:
+        with open(runtime / "qemu.log", "wb") as errors:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True, pass_fds=inherited
             )
@@ -130,11 +121,11 @@ class Guest:
         self.boot_seconds = time.monotonic() - began
 
     def _connect(self, deadline: float) -> socket.socket:
-        assert self._runtime is not None
+        assert self._folder is not None
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:
-                connection.connect(str(self._runtime / "agent.sock"))
+                connection.connect(str(self._folder.path / "agent.sock"))
             except OSError:
                 connection.close()
                 self._check_boot(deadline)
@@ -145,12 +136,12 @@ class Guest:
     def _check_boot(self, deadline: float) -> None:
         """Raise BootFailed when there is no point in waiting any longer."""
         assert self._process is not None
-        assert self._runtime is not None
+        assert self._folder is not None
         found = BOOT_FAILURE.search(self.console())
         if found:
             raise BootFailed(f"guest kernel: {found[0].strip()}", self.console_tail())
         if self._process.poll() is not None:
-            said = (self._runtime / "qemu.log").read_text(errors="replace").strip().splitlines()
+            said = (self._folder.path / "qemu.log").read_text(errors="replace").strip().splitlines()
             what = said[-1] if said else f"exit status {self._process.returncode}"
             raise BootFailed(f"QEMU ended: {what}", self.console_tail())
         if time.monotonic() > deadline:
@@ -192,7 +183,7 @@ class Guest:
 
     def qmp(self, command: str, **arguments: object) -> object:
         """Execute a QMP command and return its answer; each call is a connection of its own."""
-        path = str(self._runtime / "qmp.sock") if self._runtime else ""
+        path = str(self._folder.path / "qmp.sock") if self._folder else ""
 
         async def execute() -> object:
             client = QMPClient(self.machine.name)
@@ -217,6 +208,6 @@ class Guest:
             self._process = None
         if hasattr(self, "agent"):
             self.agent.close()
-        if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
-            self._runtime = None
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None

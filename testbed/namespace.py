@@ -6,8 +6,10 @@ other. Programs are killed when the thread that started them ends, so nothing is
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -50,3 +52,24 @@ class Wire:
     ) -> subprocess.Popen[bytes]:
         """Start and return; the process id is the program's own."""
         return subprocess.Popen(self.argv(argv), stdin=stdin, **options)
+
+
+@contextmanager
+def held_wire(interface: str = INTERFACE) -> Iterator[Wire]:
+    """A namespace with a tap that outlives any NIC: one with `--port tap:netns=current` in it takes the tap over.
+
+    So NICs come and go while the peers' connections, routes and captures stay. Raises SetupError.
+    """
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    script = f"ip link set lo up && ip tuntap add dev {interface} mode tap vnet_hdr && echo ready && exec cat"
+    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", *user, "--", "setpriv", "--pdeathsig", "KILL"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*argv, "sh", "-c", script], stdin=pipe, stdout=pipe, stderr=pipe) as holder:
+        assert holder.stdout is not None
+        assert holder.stderr is not None
+        try:
+            if holder.stdout.readline() != b"ready\n":
+                raise SetupError(f"cannot make a network namespace: {holder.stderr.read().decode().strip()}")
+            yield Wire(holder.pid, interface)
+        finally:
+            holder.kill()

@@ -13,35 +13,29 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from testbed.errors import SetupError
+from testbed.namespace import Wire
 
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 5
 
 
 class NicProcess:
-    """`vhost-user-tlsnic` serving `sockets` (created by it); `log` takes its stderr. Context manager."""
+    """`vhost-user-tlsnic` serving `sockets` (created by it); `log` takes its stderr. Context manager.
 
-    def __init__(self, sockets: Sequence[Path], port: str, log: Path, extra: Sequence[str] = ()) -> None:
+    It runs in the namespace of `wire` if one is given. After `stop` or `kill` it may be started again.
+    """
+
+    def __init__(
+        self, sockets: Sequence[Path], port: str, log: Path, extra: Sequence[str] = (), wire: Wire | None = None
+    ) -> None:
         self.sockets = list(sockets)
         self.log = log
         self.control_path = sockets[0].with_name(f"{sockets[0].name}.control")
         paths = [item for path in sockets for item in ("--socket-path", str(path))]
         control = ["--control", str(self.control_path)]
+        program = [sys.executable, "-m", "nicdev.cli", *paths, "--port", port, *control, *extra]
         # The kernel ends it when the thread that started it goes, however that goes.
-        self.argv = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "--",
-            sys.executable,
-            "-m",
-            "nicdev.cli",
-            *paths,
-            "--port",
-            port,
-            *control,
-            *extra,
-        ]
+        self.argv = wire.argv(program) if wire else ["setpriv", "--pdeathsig", "KILL", "--", *program]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -51,17 +45,24 @@ class NicProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start and wait until every socket listens. Raises SetupError with the backend's own words."""
+        """Start and wait until it answers on its control socket. Raises SetupError with the backend's own words."""
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
-        while not all(path.exists() for path in (*self.sockets, self.control_path)):
+        while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 lines = self.log.read_text(errors="replace").strip().splitlines()
                 raise SetupError(lines[-1] if lines else "the NIC did not start and said nothing")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.02)
+
+    def _answers(self) -> bool:
+        try:
+            self.ask("info")
+        except (FileNotFoundError, ConnectionRefusedError):  # not yet, or the file of one that was killed
+            return False
+        return True
 
     def ask(self, command: str) -> dict[str, Any]:
         """One request to the control socket."""

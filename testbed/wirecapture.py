@@ -14,7 +14,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Final, Self
@@ -46,12 +45,11 @@ class WireCapture:
 
     def start(self) -> None:
         """Return when packets are being recorded. Raises CaptureError."""
-        handle, name = tempfile.mkstemp(prefix="tlsnic-tcpdump-")
-        self._said = Path(name)
+        self._said = self.path.with_suffix(".said")
         self.path.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "testbed.tcpdump", "-i", self._wire.interface, "-n", "-U"]
         argv += ["-B", str(BUFFER_KIB), "-w", str(self.path), *self._expression]
-        with open(handle, "wb") as errors:
+        with open(self._said, "wb") as errors:
             self._process = self._wire.popen(argv, stdout=errors, stderr=errors)
         deadline = time.monotonic() + START_SECONDS
         while "listening on" not in self._said.read_text():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from testbed import accel
 from testbed.errors import SetupError
-from testbed.guest import kernel_complaints, runtime_folder
+from testbed.guest import kernel_complaints
 from testbed.qemu import (
     SOCKET_PATH_MAX,
     Accel,
@@ -22,6 +24,7 @@ from testbed.qemu import (
     command_line,
     kernel_command_line,
 )
+from testbed.runtime import RuntimeFolder
 
 NEW = Qemu(("qemu",), (10, 0, 13), "system")
 OLD = Qemu(("qemu",), (7, 2, 22), "system")
@@ -96,10 +99,36 @@ def test_sockets_fit_however_deep_the_checkout_lies(monkeypatch: pytest.MonkeyPa
     deep = tmp_path / ("d" * 90)
     deep.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
-    folder = runtime_folder()
-    assert len(str(folder / "agent.sock")) <= SOCKET_PATH_MAX
-    assert folder.stat().st_mode & 0o777 == 0o700
-    folder.rmdir()
+    folder = RuntimeFolder()
+    assert len(str(folder.path / "agent.sock")) <= SOCKET_PATH_MAX
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    folder.remove()
+    folder.remove()
+    assert not folder.path.exists()
+
+
+def test_the_folder_of_a_killed_run_is_swept_and_that_of_a_living_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    mine = RuntimeFolder()
+    program = "from testbed.runtime import RuntimeFolder; f = RuntimeFolder(); print(f.path, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        (theirs / "socket").touch()
+        RuntimeFolder().remove()
+        assert theirs.exists()
+        other.kill()
+        other.wait()
+        last = RuntimeFolder()
+    assert not theirs.exists()
+    assert mine.path.exists()
+    for folder in (mine, last):
+        folder.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
