@@ -13,7 +13,8 @@ whose members override it; all connections run at once, each in a thread. The la
     ss: false to do without asking `ss` how the socket is offloaded
     options: {"TCP_MAXSEG": 536, "SO_SNDBUF": 65536, ...} set before connecting
     steps: a list of
-        {"do": "install", "dirs": ["tx", "rx"]}     switch to TLS; without such a step, done first for every key given
+        {"do": "install", "dirs": ["tx", "rx"]}     switch these to TLS, in this order; without such a step, done first
+                                                    for every key given
         {"do": "send", "size": n, "write": n, "more": bool}    "more": MSG_MORE on all writes but the last
         {"do": "sendfile", "size": n, "write": n}  the same stream, out of a file
         {"do": "record", "kind": n, "data": hex}    one control record
@@ -88,6 +89,7 @@ class Connection:
         self.outgoing = memoryview(stream(job.get("seed", ""), total("send", "sendfile")))
         self.incoming = memoryview(bytearray(total("recv")))
         self.sent = self.received = 0
+        self.installed = False
         self.result = {"ok": False, "records": []}
 
     def open(self):
@@ -139,10 +141,12 @@ class Connection:
     def do_install(self, dirs):
         if not dirs:
             return
-        self.socket.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+        if not self.installed:
+            self.socket.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
         for direction in dirs:
             info = crypto_info(self.job["cipher"], **self.job["keys"][direction])
             self.socket.setsockopt(SOL_TLS, DIRECTIONS[direction], info)
+            self.installed = True
         if self.job.get("ss", True):
             self.result.update(self.offload())
 

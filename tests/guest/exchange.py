@@ -225,7 +225,9 @@ def _await_listeners(tool: Request, count: int) -> None:
 
 def _ports(case: Case, peer: Peer) -> tuple[tuple[str | None, int | None], tuple[str | None, int | None]]:
     """(guest, peer) as the decoder is to find them."""
-    return ((None, case.listen), (None, None)) if case.listen else ((None, None), (None, peer.port))
+    if case.listen:
+        return (GUEST_HOSTS[case.family], case.listen), (None, None)
+    return (None, None), (WIRE_HOSTS[case.family], peer.port)
 
 
 def _wire_keys(cases: Sequence[Case], peers: Sequence[Peer]) -> Keys:

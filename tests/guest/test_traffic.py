@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.guest.exchange import (
     WAIT,
     Case,
     Running,
+    Step,
     exchange,
     recv,
     rx_case,
@@ -100,7 +100,9 @@ def test_packets_cut_records_anywhere_on_the_way_in(bed: Bed, capture_path: Path
     seen.offloaded()
     for case, stream in zip(cases, seen.streams("rx"), strict=True):
         assert stream.segments >= stream.bytes // case.peer[1]["writes"][0], case.seed
-    assert seen.nic["rx_tls_packets"] >= sum(stream.segments for stream in seen.streams("rx"))
+    # a segment the peer repeats is left alone; it happens when the machine is busy
+    frames = seen.nic["rx_tls_packets"] + seen.nic["rx_tls_passed"]
+    assert frames == sum(stream.segments for stream in seen.streams("rx"))
 
 
 @pytest.mark.conformance(22)
@@ -145,7 +147,10 @@ def test_small_segments_through_tso(bed: Bed, capture_path: Path) -> None:
 def test_the_system_calls_that_send(bed: Bed, capture_path: Path, cipher: str) -> None:
     """MSG_MORE fills records, sendfile works with and without the socket's promise that files do not change."""
     size = 700_001
-    zerocopy = [{"do": "install", "dirs": ["tx"]}, {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1}]
+    zerocopy: list[Step] = [
+        {"do": "install", "dirs": ["tx"]},
+        {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1},
+    ]
     file = {"do": "sendfile", "size": size}
     cases = [
         tx_case("more", send(size, write=1000, more=True), size=size, cipher=cipher),
@@ -165,11 +170,11 @@ def test_the_system_calls_that_send(bed: Bed, capture_path: Path, cipher: str) -
 def test_control_records_both_ways(bed: Bed, capture_path: Path, cipher: str) -> None:
     """The record's type is authenticated and arrives as it was sent, among application data."""
     alert, handshake = {"do": "record", "kind": 21, "data": "0100"}, {"do": "record", "kind": 22, "data": "00" * 300}
-    steps = [send(5000), alert, send(20_000, write=100), handshake, send(1)]
+    end = [recv(25_500), SHUTDOWN, EOF]
     case = Case(
         "control",
-        [send(5000), alert, send(20_000, write=100, more=True), handshake, send(1), recv(25_001), SHUTDOWN, EOF],
-        [recv(25_001), *({k: v for k, v in step.items() if k != "write"} for step in steps), SHUTDOWN, EOF],
+        [send(5000), alert, send(20_000, write=100, more=True), handshake, send(500), *end],
+        [*end[:1], send(5000), alert, send(20_000, records=[100]), handshake, send(500), *end[1:]],
         cipher=cipher,
     )
     seen = exchange(bed, [case], capture_path)
@@ -225,8 +230,8 @@ def test_directions_alone_and_in_either_order(bed: Bed, capture_path: Path) -> N
         both(["rx", "tx"]),
         both(["tx"], ["rx"]),
         both(["rx"], ["tx"]),
-        replace(both(["tx"]), seed="only tx", dirs=("tx",)),
-        replace(both(["rx"]), seed="only rx", dirs=("rx",)),
+        tx_case("only tx", send(size), size=size),
+        rx_case("only rx", send(size), size=size),
     ]
     exchange(bed, cases, capture_path).offloaded()
 
