@@ -27,6 +27,7 @@ POLL: Final = 0.02
 BUFFER_KIB: Final = 1 << 17
 DROPPED: Final = re.compile(r"^(\d+) packets? dropped by", re.MULTILINE)
 MARKER_SIZE: Final = 60
+MARKER_ETHERTYPE: Final = 0x88B6  # local experimental, the second one
 SEND_MARKER: Final = (
     "import socket,sys; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind((sys.argv[1], 0));"
     "s.send(bytes.fromhex(sys.argv[2]))"
@@ -39,7 +40,8 @@ class WireCapture:
     def __init__(self, wire: Wire, path: Path, expression: str = "") -> None:
         self.path = path
         self._wire = wire
-        self._expression = expression.split()
+        # the marker must pass the filter, or the end would never come
+        self._filter = [f"({expression}) or ether proto {MARKER_ETHERTYPE:#x}"] if expression else []
         self._process: subprocess.Popen[bytes] | None = None
         self._said = Path()
 
@@ -48,7 +50,7 @@ class WireCapture:
         self._said = self.path.with_suffix(".said")
         self.path.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "testbed.tcpdump", "-i", self._wire.interface, "-n", "-U"]
-        argv += ["-B", str(BUFFER_KIB), "-w", str(self.path), *self._expression]
+        argv += ["-B", str(BUFFER_KIB), "-w", str(self.path), *self._filter]
         with open(self._said, "wb") as errors:
             self._process = self._wire.popen(argv, stdout=errors, stderr=errors)
         deadline = time.monotonic() + START_SECONDS
@@ -79,7 +81,7 @@ class WireCapture:
         """Send the marker and wait until it is in the file."""
         assert self._process is not None
         cookie = secrets.token_bytes(32)
-        frame = bytes.fromhex("02000000000102000000000288b6") + cookie
+        frame = bytes.fromhex("020000000001020000000002") + MARKER_ETHERTYPE.to_bytes(2, "big") + cookie
         frame = frame.ljust(MARKER_SIZE, b"\0")
         self._wire.run([sys.executable, "-c", SEND_MARKER, self._wire.interface, frame.hex()])
         with open(self.path, "rb") as file:
