@@ -8,7 +8,7 @@ HOST := testbed/bootstrap --only-host
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: KERNEL=6.1|6.12|7.2  ACCEL=kvm|tcg  QEMU=system|trixie|PATH  ARGS=... (tcpdump, pytest)"
+	@echo "Variables: KERNEL=6.1|6.12|7.2  ACCEL=kvm|tcg  QEMU=system|trixie|bookworm|PATH  ARGS=... (tcpdump, pytest)"
 	@echo "Missing Debian packages are installed by apt-get, as root or through sudo; nothing else needs root."
 
 run: ## demonstration, then a shell in the guest (needs nothing beforehand)

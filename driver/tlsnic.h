@@ -162,6 +162,9 @@ struct tlsnic_ctx {
 	u64 resync_rcd_sn;
 	struct tlsnic_txq *last_queue;	/* where the last packet went, */
 	unsigned long last_pos;		/* and q->posted just after it */
+	/* rx only */
+	struct sock *sk;		/* until tls_dev_del; to ask the stack */
+	bool asks;			/* the device does; set once */
 
 	struct tlsnic_ctx_add add;	/* as first sent, with the keys */
 };
@@ -210,6 +213,7 @@ struct tlsnic_priv {
 	u32 caps;
 	u32 ciphers;
 	u32 max_contexts;
+	u8 rx_personality;
 	char device_version[17];
 
 	struct mutex ctx_mutex;		/* slot table's writers, re-creation */
@@ -303,6 +307,7 @@ void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev);
 /* tlsnic_ktls.c */
 void tlsnic_ktls_init(struct tlsnic_priv *priv);
 struct tlsnic_ctx *tlsnic_tx_ctx(struct tlsnic_priv *priv, struct sock *sk);
+void tlsnic_rx_ask(struct tlsnic_ctx *ctx, u32 seq);
 
 /* tlsnic_ethtool.c */
 extern const struct ethtool_ops tlsnic_ethtool_ops;

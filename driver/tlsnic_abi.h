@@ -98,7 +98,7 @@ struct tlsnic_hello {
 	__le64	nonce;
 	__le32	flags;
 	__u8	reserved[24];
-} __attribute__((packed));
+} __packed;
 
 struct tlsnic_hello_reply {
 	__u8	type;
@@ -116,7 +116,7 @@ struct tlsnic_hello_reply {
 	__u8	rx_personality;
 	__u8	device_version[16];	/* ASCII, NUL-padded */
 	__u8	reserved1[8];
-} __attribute__((packed));
+} __packed;
 
 struct tlsnic_tx_tls {
 	__u8	type;
@@ -128,7 +128,7 @@ struct tlsnic_tx_tls {
 	__le32	resync_seq;
 	__le32	reserved;
 	__le64	resync_rcd_sn;
-} __attribute__((packed));
+} __packed;
 
 struct tlsnic_command {
 	__u8	type;
@@ -137,7 +137,7 @@ struct tlsnic_command {
 	__le32	slot;
 	__le32	generation;
 	__le32	reserved;
-} __attribute__((packed));
+} __packed;
 
 /* Body of CTX_ADD; "local" is the guest */
 struct tlsnic_ctx_add {
@@ -161,19 +161,19 @@ struct tlsnic_ctx_add {
 	__le32	reserved1;
 	__u8	local_addr[16];		/* IPv4: first 4 bytes */
 	__u8	remote_addr[16];
-} __attribute__((packed));
+} __packed;
 
 /* Body of RX_RESYNC: the record that starts at tcp_seq has number rcd_sn */
 struct tlsnic_rx_resync {
 	__le32	tcp_seq;
 	__le32	reserved;
 	__le64	rcd_sn;
-} __attribute__((packed));
+} __packed;
 
 struct tlsnic_reply {
 	__le32	status;
 	__le32	len;			/* of this header and what follows */
-} __attribute__((packed));
+} __packed;
 
 struct tlsnic_rx_tls {
 	__u8	type;
@@ -187,7 +187,7 @@ struct tlsnic_rx_tls {
 	__le16	reserved0;
 	__le32	payload;
 	__le32	reserved1;
-} __attribute__((packed));
+} __packed;
 
 struct tlsnic_event {
 	__u8	type;
@@ -198,6 +198,6 @@ struct tlsnic_event {
 	__le32	reason;
 	__le64	value;
 	__u8	reserved[8];
-} __attribute__((packed));
+} __packed;
 
 #endif /* TLSNIC_ABI_H */

@@ -199,7 +199,7 @@ static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx)
 
 /*
  * Add a lost context again, without a position: a tx context gets one from
- * the stack at the next record, an rx context from the stack's next hint.
+ * the stack at the next record, an rx context by asking, or by a hint.
  */
 static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 {

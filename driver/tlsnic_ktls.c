@@ -6,7 +6,8 @@
  * may run in softirq and must not sleep; del runs under RTNL when the interface
  * goes down, and after the socket was freed when it was closed. None of them
  * takes RTNL or waits for one who does. driver_state holds a pointer to our
- * struct tlsnic_ctx, which holds no pointer to the socket.
+ * struct tlsnic_ctx. A tx context outlives its socket and does not know it; an
+ * rx context ends before it, and knows it to pass on the device's questions.
  */
 #include <linux/slab.h>
 #include <net/inet_sock.h>
@@ -122,6 +123,39 @@ static int tlsnic_prepare(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 	return tlsnic_fill_crypto(priv->ciphers, &ctx->add, info);
 }
 
+/* Whether the device asks where a record starts, or waits to be told */
+static bool tlsnic_device_asks(const struct tlsnic_priv *priv)
+{
+	return priv->rx_personality == TLSNIC_RX_DRIVER_REQ ||
+	       priv->rx_personality == TLSNIC_RX_IDEAL;
+}
+
+static void tlsnic_rx_start(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
+			    struct sock *sk)
+{
+	ctx->asks = tlsnic_device_asks(priv);
+	tls_offload_rx_resync_set_type(sk, ctx->asks ?
+				       TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ :
+				       TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT);
+	spin_lock_bh(&ctx->lock);
+	ctx->sk = sk;
+	spin_unlock_bh(&ctx->lock);
+}
+
+/*
+ * The device wants to know which record starts at @seq. The frame that holds
+ * its header goes up after this, so the stack meets the question first. For
+ * this type, question and answer name the last byte of the header. NAPI.
+ */
+void tlsnic_rx_ask(struct tlsnic_ctx *ctx, u32 seq)
+{
+	spin_lock(&ctx->lock);
+	if (ctx->sk && ctx->asks)
+		tls_offload_rx_resync_request(ctx->sk,
+					      cpu_to_be32(seq + TLS_HEADER_SIZE - 1));
+	spin_unlock(&ctx->lock);
+}
+
 static int tlsnic_tls_add(struct net_device *dev, struct sock *sk,
 			  enum tls_offload_ctx_dir direction,
 			  struct tls_crypto_info *info, u32 start_seq)
@@ -154,8 +188,7 @@ static int tlsnic_tls_add(struct net_device *dev, struct sock *sk,
 		tlsnic_inc(priv, tx_tls_ctx);
 	} else {
 		tlsnic_inc(priv, rx_tls_ctx);
-		tls_offload_rx_resync_set_type(sk,
-					       TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT);
+		tlsnic_rx_start(priv, ctx, sk);
 	}
 	WRITE_ONCE(*tlsnic_state(tls_get_ctx(sk), direction), ctx);
 	return 0;
@@ -173,6 +206,10 @@ static void tlsnic_tls_del(struct net_device *dev, struct tls_context *tls_ctx,
 	struct tlsnic_ctx *ctx = *state;
 
 	WRITE_ONCE(*state, NULL);
+	/* the stack's rx state goes when we return, and NAPI may be at it */
+	spin_lock_bh(&ctx->lock);
+	ctx->sk = NULL;
+	spin_unlock_bh(&ctx->lock);
 	if (direction == TLS_OFFLOAD_CTX_DIR_TX)
 		tlsnic_inc(priv, tx_tls_del);
 	else
@@ -211,7 +248,8 @@ static void tlsnic_rx_resync_done(struct tlsnic_priv *priv,
 static int tlsnic_rx_resync(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
 {
 	struct tlsnic_rx_resync body = {
-		.tcp_seq = cpu_to_le32(seq),
+		.tcp_seq = cpu_to_le32(ctx->asks ?
+				       seq - (TLS_HEADER_SIZE - 1) : seq),
 		.rcd_sn = cpu_to_le64(rcd_sn),
 	};
 	struct tlsnic_cmd *cmd;

@@ -182,11 +182,8 @@ static unsigned int tlsnic_rx_parse(const struct tlsnic_rx_head *head,
 	return sizeof(head->hdr) + ext_len;
 }
 
-/*
- * The device's requests to resynchronise are counted; with CORE_NEXT_HINT, the
- * only type this driver sets, the stack needs no telling.
- */
-static void tlsnic_rx_resync_flags(struct tlsnic_priv *priv, u8 flags)
+/* What the device wants to know or has given up to know, counted */
+static void tlsnic_rx_count_resync(struct tlsnic_priv *priv, u8 flags)
 {
 	if (flags & TLSNIC_RX_F_RESYNC_REQ)
 		tlsnic_inc(priv, rx_tls_resync_req_pkt);
@@ -207,19 +204,21 @@ static void tlsnic_rx_resync_flags(struct tlsnic_priv *priv, u8 flags)
 static bool tlsnic_rx_verdict(struct tlsnic_priv *priv, struct sk_buff *skb,
 			      const struct tlsnic_rx_tls *tls)
 {
-	bool live;
+	struct tlsnic_ctx *ctx;
 
 	if (tls->flags & TLSNIC_RX_F_ERROR)
 		tlsnic_inc(priv, rx_tls_err);
-	tlsnic_rx_resync_flags(priv, tls->flags);
-	if (!(tls->flags & TLSNIC_RX_F_DECRYPTED))
-		return true;
+	tlsnic_rx_count_resync(priv, tls->flags);
 
 	rcu_read_lock();
-	live = tlsnic_ctx_lookup(priv, le32_to_cpu(tls->slot),
-				 le32_to_cpu(tls->generation), TLSNIC_DIR_RX);
+	ctx = tlsnic_ctx_lookup(priv, le32_to_cpu(tls->slot),
+				le32_to_cpu(tls->generation), TLSNIC_DIR_RX);
+	if (ctx && tls->flags & TLSNIC_RX_F_RESYNC_REQ)
+		tlsnic_rx_ask(ctx, le32_to_cpu(tls->resync_seq));
 	rcu_read_unlock();
-	if (unlikely(!live)) {
+	if (!(tls->flags & TLSNIC_RX_F_DECRYPTED))
+		return true;
+	if (unlikely(!ctx)) {
 		tlsnic_inc(priv, rx_drop_verdict);
 		return false;
 	}

@@ -63,7 +63,7 @@ class Status(IntEnum):
     UNSUPPORTED = 3
     EXISTS = 4
     STALE = 5  # no such context: unknown slot or another generation
-    REFUSED = 6  # by order of the fault director
+    REFUSED = 6  # well-formed, and not done: see docs/device.md
 
 
 class EventCode(IntEnum):

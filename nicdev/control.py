@@ -104,7 +104,8 @@ class Control:
 
     def _rx_resync(self, header: abi.CommandHeader, body: memoryview) -> bytes:
         answer = abi.RxResync._make(abi.RX_RESYNC.unpack(body))
-        self._table.get_rx(header.slot, header.generation).resync(answer.tcp_seq, answer.rcd_sn)
+        if not self._table.get_rx(header.slot, header.generation).resync(answer.tcp_seq, answer.rcd_sn):
+            raise CommandError(abi.Status.REFUSED, "the context has passed that place, or knows it already")
         return b""
 
     def _get_stats(self, _header: abi.CommandHeader, _body: memoryview) -> bytes:

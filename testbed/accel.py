@@ -2,7 +2,7 @@
 
 /dev/kvm may be present and useless (a nested hypervisor that runs only kernels made for it), so KVM is believed only
 after a guest kernel has run under it to the point where it looks for its root disk. The verdict is remembered for this
-host kernel, this QEMU and this guest kernel. `ACCEL=kvm|tcg` and `QEMU=system|trixie|/path` override.
+host kernel, this QEMU and this guest kernel. `ACCEL=kvm|tcg` and `QEMU=system|trixie|bookworm|/path` override.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from testbed.errors import SetupError
 from testbed.qemu import FIRST_GOOD_TCG, Accel, Qemu
 from testbed.stages import BUILD, cached, digest
 
-UNPACKED = BUILD / "qemu"
-UNPACKED_SUITE = "trixie"
+UNPACKED_SUITES = ("trixie", "bookworm")  # the first is the one to prefer, the second has the oldest supported one
 UNPACKED_PACKAGES = ["qemu-system-x86", "qemu-system-data", "seabios"]
 OLDEST = (7, 2, 0)
 PROBE_SECONDS = 15.0
@@ -55,21 +54,28 @@ def system_qemu() -> Qemu | None:
     return _qemu((path,), "system") if path else None
 
 
-def unpack_qemu() -> bool:
-    """Put trixie's QEMU under build/, with its libraries and firmware; False when it was there."""
-    log = BUILD / "log" / "qemu.log"
-    key = digest(UNPACKED_SUITE, *UNPACKED_PACKAGES)
-    return cached(UNPACKED, key, lambda out: debian.extract(out, [UNPACKED_SUITE], UNPACKED_PACKAGES, log))
+def unpack_qemu(suite: str) -> bool:
+    """Put a Debian suite's QEMU under build/, with its libraries and firmware; False when it was there."""
+    log = BUILD / "log" / f"qemu-{suite}.log"
+    key = digest(suite, *UNPACKED_PACKAGES)
+    return cached(_folder(suite), key, lambda out: debian.extract(out, [suite], UNPACKED_PACKAGES, log))
 
 
-def unpacked_qemu() -> Qemu:
-    """Trixie's QEMU, started through its own dynamic loader, so the host's C library does not matter."""
-    root = UNPACKED
-    argv = [str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(root / "usr/lib/x86_64-linux-gnu")]
+def _folder(suite: str) -> Path:
+    return BUILD / f"qemu-{suite}"
+
+
+def unpacked_qemu(suite: str) -> Qemu:
+    """A suite's QEMU, started through its own dynamic loader, so the host's C library does not matter."""
+    root = _folder(suite)
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    # 7.2 has its emulator in a module, which it looks for where it was built to be installed
+    argv = ["env", f"QEMU_MODULE_DIR={libraries / 'qemu'}"]
+    argv += [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
     argv += [str(root / "usr/bin/qemu-system-x86_64")]
     for folder in ("qemu", "seabios"):
         argv += ["-L", str(root / "usr/share" / folder)]
-    return _qemu(tuple(argv), f"{UNPACKED_SUITE}, unpacked")
+    return _qemu(tuple(argv), f"{suite}, unpacked")
 
 
 def _kvm_present() -> str:
@@ -141,14 +147,14 @@ def _wished_qemu(wish: str) -> Qemu | None:
         if found is None:
             raise SetupError("QEMU=system: there is none; install qemu-system-x86")
         return found
-    if wish == "trixie":
-        return _unpacked()
+    if wish in UNPACKED_SUITES:
+        return _unpacked(wish)
     return _qemu((wish,), wish) if wish else None
 
 
-def _unpacked() -> Qemu:
-    unpack_qemu()
-    return unpacked_qemu()
+def _unpacked(suite: str = UNPACKED_SUITES[0]) -> Qemu:
+    unpack_qemu(suite)
+    return unpacked_qemu(suite)
 
 
 def _choose_accel(wish: str, qemu: Qemu, kernel: Path, release: str) -> Accel:

@@ -2,6 +2,9 @@
 
 A change first maps what is new and checks the whole table, then becomes visible, then returns the views of what is
 gone. The caller moves its rings to the new table before it gives those to `release`.
+
+QEMU before 8.0 adds and removes every region once per queue pair. So an exact repetition of a region is counted, and
+the region goes when it was removed as often as it was added.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ class MemoryTable:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.memory = GuestMemory()
+        self._repeats: dict[tuple[int, int, int], int] = {}  # addresses and size -> additions after the first
 
     def replace(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> list[memoryview]:
         """Make these the whole table (one fd per region, which stays the caller's); returns the views to release.
@@ -33,22 +37,30 @@ class MemoryTable:
             raise ProtocolError(f"{len(fds)} fds for {len(regions)} memory regions")
         old = [region.view for region in self.memory.regions]
         self._change([], regions, fds)
+        self._repeats.clear()
         return old
 
     def add(self, region: MemoryRegion, fd: int) -> None:
         """Add one region. Raises ProtocolError, with the old table still in place."""
+        same = _identity(region)
+        if any(_identity(old) == same for old in self.memory.regions):
+            self._repeats[same] = self._repeats.get(same, 0) + 1
+            return
         if len(self.memory.regions) >= MAX_SLOTS:
             raise ProtocolError(f"more than {MAX_SLOTS} memory regions")
         self._change(list(self.memory.regions), [region], [fd])
 
     def remove(self, region: MemoryRegion) -> list[memoryview]:
-        """Remove the region with these addresses and size; returns the view to release.
+        """Remove the region with these addresses and size; returns the view to release, none if it stays.
 
         Raises ProtocolError if there is none.
         """
-        same = (region.guest_addr, region.user_addr, region.size)
+        same = _identity(region)
+        if self._repeats.get(same):
+            self._repeats[same] -= 1
+            return []
         for old in self.memory.regions:
-            if (old.guest_addr, old.user_addr, old.size) == same:
+            if _identity(old) == same:
                 self.memory = GuestMemory([r for r in self.memory.regions if r is not old])
                 return [old.view]
         raise ProtocolError(f"no memory region {region}")
@@ -57,6 +69,7 @@ class MemoryTable:
         """Empty the table; returns the views to release."""
         old = [region.view for region in self.memory.regions]
         self.memory = GuestMemory()
+        self._repeats.clear()
         return old
 
     def release(self, views: Sequence[memoryview]) -> None:
@@ -76,3 +89,7 @@ class MemoryTable:
         except (ProtocolError, GuestMemoryError) as error:
             self.release([region.view for region in mapped])
             raise ProtocolError(str(error)) from error
+
+
+def _identity(region: Region | MemoryRegion) -> tuple[int, int, int]:
+    return region.guest_addr, region.user_addr, region.size

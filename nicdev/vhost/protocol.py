@@ -17,6 +17,7 @@ that a front end without STATUS tells.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -29,6 +30,8 @@ from nicdev.vhost.message import Header, ProtocolFeature, Request
 from nicdev.vhost.vring import Vring, Vrings
 from nicdev.virtio import features as virtio
 from nicdev.virtio.ring import MAX_QUEUE_SIZE
+
+log = logging.getLogger(__name__)
 
 VHOST_USER_F_PROTOCOL_FEATURES: Final = 1 << 30  # between the peers only; no driver ever sees it
 PROTOCOL_FEATURES: Final = (
@@ -88,6 +91,7 @@ class VhostUserBackend:
     def refuse(self, header: Header, error: ProtocolError) -> bytes:
         """Count a bad message; returns the answer if the front end wants one, else raises `error`."""
         self._stats.add(Counter.VHOST_BAD_MESSAGES)
+        log.warning("vhost-user: request %d refused: %s", header.request, error)
         rule = _RULES.get(header.request)
         answer = b"" if rule is not None and rule.replies else self._ack(header, 1)
         if not answer:

@@ -108,7 +108,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     (folder / "linux" / "types.h").write_text(
         "#include <stdint.h>\n"
         + "".join(f"typedef uint{n}_t __u{n}, __le{n}, __be{n};\n" for n in (16, 32, 64))
-        + "typedef uint8_t __u8;\n"
+        + "typedef uint8_t __u8;\n#define __packed __attribute__((packed))\n"
     )
     names = sorted(header_constants())
     lines = [f'printf("{name} %lld\\n", (long long){name});' for name in names]

@@ -45,12 +45,15 @@ def test_every_flow_is_offloaded_and_the_wire_is_encrypted(kernel: str) -> None:
     assert result.ethtool["rx_tls_decrypted_bytes"] > 9 * SIZE // 2
 
 
-def test_on_the_distribution_s_own_qemu() -> None:
-    """Debian 12's QEMU 7.2 needs the NIC without MSI-X under TCG; newer ones are what all other tests use anyway."""
-    assets = prepare(environ={**os.environ, "QEMU": "system"})
+def test_on_the_oldest_qemu() -> None:
+    """QEMU 7.2 crashes with a vhost-user NIC that uses MSI-X where there is no KVM, so the NIC gets a plain interrupt."""
+    assets = prepare(environ={**os.environ, "QEMU": "bookworm", "ACCEL": "tcg"})
+    assert assets.qemu.version[:2] == (7, 2)
     with running(assets, name="test-qemu") as bed:
-        if assets.qemu.version < (8, 0, 0) and assets.accel.name == "tcg":
-            assert "msi" not in bed.agent.run(["sh", "-c", "grep virtio /proc/interrupts"]).text.lower().split("blk")[0]
+        nic = bed.agent.run(["sh", "-c", "basename $(readlink /sys/class/net/eth0/device)"]).text.strip()
+        interrupts = bed.agent.run(["cat", "/proc/interrupts"]).text
+        assert nic in interrupts
+        assert f"{nic}-input" not in interrupts  # what a vector of its own would be called
         result = demonstrate(bed, assets, demonstration_flows(SIZE)[-4:], lambda _: None)
     assert result.problems == []
 

@@ -169,8 +169,8 @@ def test_choice(
     expected: tuple[str, str],
 ) -> None:
     monkeypatch.setattr(accel, "system_qemu", lambda: system)
-    monkeypatch.setattr(accel, "unpack_qemu", lambda: True)
-    monkeypatch.setattr(accel, "unpacked_qemu", lambda: Qemu(("q",), (10, 0, 0), "trixie"))
+    monkeypatch.setattr(accel, "unpack_qemu", lambda _: True)
+    monkeypatch.setattr(accel, "unpacked_qemu", lambda suite: Qemu(("q",), (10, 0, 0), suite))
     monkeypatch.setattr(accel, "_kvm_present", lambda: "")
     monkeypatch.setattr(accel, "kvm_works", lambda *_: kvm)
     qemu, found = accel.choose(Path("/k"), "6.12", environ)
