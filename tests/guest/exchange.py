@@ -188,6 +188,17 @@ class Seen:
         self.everything_by_the_device()
 
 
+@contextmanager
+def netem(bed: Bed, *disorder: str, device: str = "eth0") -> Iterator[None]:
+    """Disorder between the guest's TCP and the driver, as `tc` spells it: to the driver these are gaps in a stream."""
+    tc = ["tc", "qdisc"]
+    bed.agent.run([*tc, "replace", "dev", device, "root", "netem", "limit", "20000", *" ".join(disorder).split()])
+    try:
+        yield
+    finally:
+        bed.agent.run([*tc, "del", "dev", device, "root"])
+
+
 def _counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str]]:
     return Counter(bed.tls_stat()), Counter(bed.ethtool()), Counter(bed.nic.stats())
 
