@@ -1,7 +1,6 @@
 """What can happen to a NIC, its driver and its guest while connections are open: they go on, or end, cleanly.
 
-One guest serves most tests. Its NIC works in a namespace that outlives it, so the NIC may be killed and started again.
-A connection echoes in rounds: between two rounds it holds still, and what happens happens in the middle of one.
+One guest serves all tests. Its NIC works in a namespace that outlives it, so the NIC may be killed and started again.
 """
 
 from __future__ import annotations
@@ -23,13 +22,11 @@ from testbed.pcapfile import frames
 from testbed.setup import Assets
 from testbed.wirecapture import WireCapture
 from tests.guest.conftest import assert_settled, wait_until
-from tests.guest.exchange import CIPHERS, EOF, SHUTDOWN, WAIT, Case, Running, exchange, recv, send
+from tests.guest.exchange import CIPHERS, Running, exchange
+from tests.guest.rounds import RECORDS_PER_ROUND, ROUND, Rounds, echo_cases, offloaded_again
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
-CHUNK = 128 << 10
-ROUND = 16 * CHUNK
-RECORDS_PER_ROUND = ROUND >> 14
 DRIVER = "/opt/tlsnic/tlsnic.ko"
 
 
@@ -46,49 +43,6 @@ def bed(life: Bed) -> Iterator[Bed]:
     yield life
     set_features(life, "tx", "on", "rx", "on", "tso", "on", "tls-hw-tx-offload", "on", "tls-hw-rx-offload", "on")
     assert_settled(life, drops=("tx_drop_unknown_context", "tx_drop_wrong_seq"))
-
-
-def echo_cases(name: str, rounds: int) -> list[Case]:
-    """A connection of each family and cipher, both directions offloaded, with a pause between rounds."""
-    one = [send(CHUNK), recv(CHUNK)] * (ROUND // CHUNK)
-    guest = one + [step for _ in range(rounds - 1) for step in (WAIT, *one)] + [SHUTDOWN, EOF]
-    peer = [{"do": "echo", "size": rounds * ROUND}, EOF, SHUTDOWN]
-    both = list(zip("46", CIPHERS, strict=True))
-    return [Case(f"{name} {family}", guest, peer, family=family, cipher=cipher) for family, cipher in both]
-
-
-class Rounds:
-    """Leads a running exchange of echo_cases from round to round."""
-
-    def __init__(self, running: Running) -> None:
-        self.running = running
-        self.done = 0
-        self.end()
-
-    def end(self) -> None:
-        """Until all connections stand between this round and the next."""
-        self.done += 1
-        tool = self.running.tool
-
-        def waiting() -> bool:
-            assert tool.running, bytes(tool.stdout + tool.stderr)[-2000:]
-            return tool.stdout.count(b'"waiting"') >= self.done
-
-        wait_until(waiting, f"end of round {self.done}", 60)
-
-    def begin(self) -> None:
-        """Let the next round begin; returns when it has."""
-        before = self.running.bed.nic.stats()
-        self.running.go_on()
-        wait_until(lambda: self.running.bed.nic.stats()["rx_bytes"] > before["rx_bytes"] + CHUNK, "traffic")
-
-    def whole(self) -> dict[str, int]:
-        """A round without events, what the device counted in it."""
-        before = self.running.bed.nic.stats()
-        self.begin()
-        self.end()
-        after = self.running.bed.nic.stats()
-        return {name: after[name] - before[name] for name in after}
 
 
 def check_new_connections_are_offloaded(bed: Bed, tmp_path: Path) -> None:
@@ -270,7 +224,10 @@ def test_ethtool_knows_the_nic(bed: Bed) -> None:
     names = ("tls-hw-tx-offload", "tls-hw-rx-offload", "tx-checksumming", "rx-checksumming", "tcp-segmentation-offload")
     assert [name for name in names if not known[name]] == []
     assert ask("-l").count("Combined:\t2") == 2
-    assert "RX:\t\t256" in ask("-g")
+    rings = ask("-g")
+    for name in ("RX:", "TX:"):
+        most, now = (int(line.split()[1]) for line in rings.splitlines() if line.startswith(name + "\t"))
+        assert most == now >= 256
     for wrong in ("0", "3"):
         assert bed.agent.run(["ethtool", "-L", "eth0", "combined", wrong], check=False).returncode != 0
 
@@ -342,12 +299,6 @@ def test_two_hundred_sockets_leave_nothing_behind(bed: Bed) -> None:
 
 
 # -- the device --------------------------------------------------------------------------------------------------------
-
-
-def offloaded_again(rounds: Rounds) -> bool:
-    """Whether, after what happened, a round goes through the device in both directions."""
-    count = rounds.whole()
-    return count["tx_tls_records"] >= 2 * RECORDS_PER_ROUND and count["rx_tls_records"] >= RECORDS_PER_ROUND
 
 
 def test_a_nic_that_is_killed_and_started_again(bed: Bed, tmp_path: Path) -> None:
