@@ -10,7 +10,7 @@
  * The context is judged, the packet posted and expected_seq moved in one piece
  * under ctx->lock, so neither another queue nor a failed post can make driver
  * and device disagree. Queues are not ordered among one another: a context
- * moves to another only when its last packet came back from the former one.
+ * moves to another only when its last packet has surely left the former one.
  *
  * skbs stay owned by their socket until the device returns them: the kernel
  * deletes a context once the socket has none in flight.
@@ -98,8 +98,11 @@ static bool tlsnic_tx_in_order(const struct tlsnic_ctx *ctx,
 		return false;
 	if (tls_offload_tx_resync_pending(sk))
 		return false;
-	return last == q || !last ||
-	       (long)(READ_ONCE(last->completed) - ctx->last_pos) >= 0;
+	if (last == q || !last ||
+	    (long)(READ_ONCE(last->completed) - ctx->last_pos) >= 0)
+		return true;
+	/* returned or not: what the peer has acknowledged, the device has sent */
+	return !before(READ_ONCE(tcp_sk(sk)->snd_una), seq);
 }
 
 /* Post an in-order packet and move the context past it. Under lock. */
