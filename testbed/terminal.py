@@ -14,9 +14,10 @@ import tty
 from collections.abc import Iterator, Sequence
 
 from testbed.agent import GuestAgent, Request
-from testbed.errors import AgentTimeout
+from testbed.errors import AgentTimeout, GuestDied
 
 LEAVE = 0x1D  # Ctrl-]
+HANGUP_SECONDS = 2.0  # for the program to end when the user leaves
 SHELL = ("bash", "--login")
 
 
@@ -31,11 +32,14 @@ def _raw(fd: int) -> Iterator[None]:
 
 
 def _show(program: Request, finished: int) -> None:
-    """Copy the program's output to ours until it ends (a thread of its own)."""
+    """Copy the program's output to ours until it ends (a thread of its own); a guest that died is the caller's to see."""
     try:
-        while program.running or program.unread:
-            with contextlib.suppress(AgentTimeout):
-                os.write(sys.stdout.fileno(), program.read(1.0))
+        with contextlib.suppress(GuestDied):
+            while program.running or program.unread:
+                with contextlib.suppress(AgentTimeout):
+                    data = program.read(1.0)
+                    while data:
+                        data = data[os.write(sys.stdout.fileno(), data) :]
     finally:
         os.close(finished)
 
@@ -64,6 +68,7 @@ def interact(agent: GuestAgent, argv: Sequence[str] = SHELL) -> int | None:
                 typed = os.read(keyboard, 4096)
                 if not typed or LEAVE in typed:
                     program.kill(signal.SIGHUP)
+                    output.join(HANGUP_SECONDS)
                     return None
                 program.write(typed)
         return program.wait(5)
