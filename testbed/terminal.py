@@ -32,7 +32,7 @@ def _raw(fd: int) -> Iterator[None]:
 
 
 def _show(program: Request, finished: int) -> None:
-    """Copy the program's output to ours until it ends (a thread of its own); a guest that died is the caller's to see."""
+    """Copy the program's output to ours until it ends (in a thread); that a guest died is for the caller to see."""
     try:
         with contextlib.suppress(GuestDied):
             while program.running or program.unread:
