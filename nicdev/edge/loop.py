@@ -18,7 +18,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._soon: dict[Callable[[], None], None] = {}  # ordered set
-        self._running = False
+        self._running = True
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
@@ -45,15 +45,14 @@ class Loop:
             signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
-        """Make `run` return after the current round."""
+        """Make `run` return after the current round, or at once if it has not begun."""
         self._running = False
 
     def _on_signal(self) -> None:
         self._wake_r.recv(4096)
 
     def run(self) -> None:
-        """Run until `stop`."""
-        self._running = True
+        """Run until `stop`; once."""
         while self._running:
             soon, self._soon = self._soon, {}
             for callback in soon:
