@@ -95,13 +95,23 @@ class Running:
     """An exchange under way."""
 
     bed: Bed
-    cases: Sequence[Case]
-    peers: list[Peer]
     tool: Request
+    peers: list[Peer] = field(default_factory=list)
+    said: bytearray = field(default_factory=bytearray)
+
+    def hear(self, event: str, count: int = 1) -> None:
+        """Until the guest's tool has told of the event so many times more."""
+        needle = f'"{event}"'.encode()
+        for _ in range(count):
+            while needle not in self.said:
+                piece = self.tool.read(TIMEOUT)
+                assert piece, f"the guest's tool ended: {bytes(self.tool.stderr or self.said)!r}"
+                self.said += piece
+            del self.said[: self.said.index(needle) + len(needle)]
 
     def guest_waits(self) -> None:
         """Until all of the guest's connections stand at a step "wait"."""
-        self.tool.wait_for_output(b'"waiting"', TIMEOUT)
+        self.hear("waiting")
 
     def go_on(self) -> None:
         """Let them go on."""
@@ -188,15 +198,44 @@ class Seen:
         self.everything_by_the_device()
 
 
+# netem may lose and double packets. It may not delay them: the kernel takes the socket from a packet that waits in
+# netem, and then rather drops than sends it, since who would encrypt it? Two queues, of which the one for every other
+# 8 KiB of a stream is slow, change the order instead.
+REORDER = (
+    "qdisc replace dev eth0 root handle 1: prio bands 2 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
+    "qdisc add dev eth0 parent 1:2 tbf rate 60mbit burst 100k limit 10m",
+    "filter add dev eth0 parent 1: protocol ip u32 match u8 6 0xff at 9 match u32 0x2000 0x2000 at 24 flowid 1:2",
+)
+
+
+def netem(disorder: str) -> tuple[str, ...]:
+    """The command that makes `tc` disturb what the guest sends, in netem's own words."""
+    return (f"qdisc replace dev eth0 root netem limit 20000 {disorder}",)
+
+
 @contextmanager
-def netem(bed: Bed, *disorder: str, device: str = "eth0") -> Iterator[None]:
-    """Disorder between the guest's TCP and the driver, as `tc` spells it: to the driver these are gaps in a stream."""
-    tc = ["tc", "qdisc"]
-    bed.agent.run([*tc, "replace", "dev", device, "root", "netem", "limit", "20000", *" ".join(disorder).split()])
+def disturbed(bed: Bed, commands: Sequence[str]) -> Iterator[None]:
+    """Disorder between the guest's TCP and the driver: to the driver these are gaps and jumps in a stream."""
     try:
+        for command in commands:
+            bed.agent.run(["tc", *command.split()])
         yield
     finally:
-        bed.agent.run([*tc, "del", "dev", device, "root"])
+        bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
+
+
+@contextmanager
+def traced(bed: Bed, event: str) -> Iterator[list[str]]:
+    """Record a tracepoint of the guest's kernel; its lines are in the list after the block."""
+    folder = "/sys/kernel/tracing"
+    lines: list[str] = []
+    bed.agent.run(["sh", "-c", f"echo >{folder}/trace && echo {event} >{folder}/set_event"])
+    try:
+        yield lines
+    finally:
+        bed.agent.run(["sh", "-c", f"echo >{folder}/set_event"])
+        found = bed.agent.run(["cat", f"{folder}/trace"]).text.splitlines()
+        lines += [line for line in found if not line.startswith("#")]
 
 
 def _counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -226,14 +265,6 @@ def _peer(bed: Bed, case: Case) -> Peer:
     return Peer(bed.wire, "raw", {**case.common(), **place, "steps": list(case.peer), **case.peer_job})
 
 
-def _await_listeners(tool: Request, count: int) -> None:
-    said = b""
-    while said.count(b'"listening"') < count:
-        piece = tool.read(TIMEOUT)
-        assert piece, f"the guest's tool ended: {said!r}"
-        said += piece
-
-
 def _ports(case: Case, peer: Peer) -> tuple[tuple[str | None, int | None], tuple[str | None, int | None]]:
     """(guest, peer) as the decoder is to find them."""
     if case.listen:
@@ -259,10 +290,12 @@ def exchanging(bed: Bed, cases: Sequence[Case]) -> Iterator[Running]:
         tool = bed.agent.spawn(["python3", f"{TOOLS}/ktls_raw.py"])
         stack.callback(lambda: tool.kill() if tool.running else None)
         tool.write(json.dumps({"connections": members}).encode() + b"\n")
+        running = Running(bed, tool)
         listening = [case for case in cases if case.listen]
-        _await_listeners(tool, len(listening))
+        running.hear("listening", len(listening))
         peers |= {case.seed: stack.enter_context(_peer(bed, case)) for case in listening}
-        yield Running(bed, cases, [peers[case.seed] for case in cases], tool)
+        running.peers = [peers[case.seed] for case in cases]
+        yield running
 
 
 def exchange(

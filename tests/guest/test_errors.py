@@ -17,6 +17,7 @@ from tests.guest.exchange import (
     Case,
     Running,
     Step,
+    disturbed,
     exchange,
     netem,
     recv,
@@ -95,7 +96,7 @@ def test_clear_bytes_are_sent_again_as_they_were(bed: Bed, capture_path: Path) -
 
     def lose_them(running: Running) -> None:
         running.guest_waits()
-        with netem(bed, "loss 100%"):
+        with disturbed(bed, netem("loss 100%")):
             running.go_on()
             wait_until(lambda: len(bed.nic.contexts()) == 2, "both contexts are there")
 
