@@ -5,6 +5,8 @@
 export KERNEL ACCEL QEMU
 PY := .venv/bin/python
 HOST := testbed/bootstrap --only-host
+# whatever ends make, even SIGKILL, ends what it started
+RUN := setpriv --pdeathsig TERM -- $(PY)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,10 +14,10 @@ help: ## this list
 	@echo "Missing Debian packages are installed by apt-get, as root or through sudo; nothing else needs root."
 
 run: ## demonstration, then a shell in the guest (needs nothing beforehand)
-	@$(HOST) && exec $(PY) -m testbed.run --shell auto
+	@$(HOST) && exec $(RUN) -m testbed.run --shell auto
 
 demo: ## the demonstration alone; writes build/demo.json
-	@$(HOST) && exec $(PY) -m testbed.run --shell never
+	@$(HOST) && exec $(RUN) -m testbed.run --shell never
 
 test: check test-guest ## everything: `check`, then the tests in guests
 
@@ -27,7 +29,7 @@ check: ## format, lint, types, unit tests (no root, no VM; under a minute)
 	$(PY) -m pytest -q tests/unit tests/abi tests/device $(ARGS)
 
 test-guest: setup driver-check ## the tests that boot guests
-	$(PY) -m pytest -v tests/guest $(ARGS)
+	$(RUN) -m pytest -v tests/guest $(ARGS)
 
 setup: ## prepare host, guest image, driver and QEMU
 	@testbed/bootstrap
@@ -41,7 +43,7 @@ driver-check: ## build the driver with W=1 and sparse for all kernels, and run c
 image: setup ## same as setup
 
 shell: ## boot a guest with the NIC, without the demonstration, and open a shell in it
-	@$(HOST) && exec $(PY) -m testbed.run --shell only
+	@$(HOST) && exec $(RUN) -m testbed.run --shell only
 
 tcpdump: ## tcpdump on the wire of a running `make run`; ARGS="-vv port 443"
 	@$(HOST) >/dev/null && exec $(PY) -m testbed.watch $(ARGS)

@@ -33,7 +33,8 @@ def parse_version(text: str) -> tuple[int, int, int]:
     """`QEMU emulator version 10.0.8 (...)` as three numbers."""
     found = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
     if not found:
-        raise SetupError(f"not a QEMU: it says {text.strip()[:80]!r} about its version")
+        said = (text.strip().splitlines() or ["nothing"])[0]
+        raise SetupError(f"not a QEMU: it says {said[:80]!r} about its version")
     return int(found[1]), int(found[2]), int(found[3])
 
 
@@ -128,11 +129,21 @@ def kvm_works(qemu: Qemu, kernel: Path, release: str) -> bool:
     return works
 
 
-def choose(kernel: Path, release: str, environ: Mapping[str, str] = os.environ) -> tuple[Qemu, Accel]:
-    """The QEMU and the accelerator for a guest kernel. Raises SetupError for overrides that cannot be met."""
+def check_wishes(environ: Mapping[str, str] = os.environ) -> None:
+    """Judge the overrides as far as nothing must be built for it. Raises SetupError."""
     wish = environ.get("ACCEL", "")
     if wish not in ("", "kvm", "tcg"):
         raise SetupError(f"ACCEL={wish}: choose kvm or tcg")
+    if wish == "kvm" and (absent := _kvm_present()):
+        raise SetupError(f"ACCEL=kvm: {absent}")
+    if environ.get("QEMU", "") not in UNPACKED_SUITES:
+        _wished_qemu(environ.get("QEMU", ""))
+
+
+def choose(kernel: Path, release: str, environ: Mapping[str, str] = os.environ) -> tuple[Qemu, Accel]:
+    """The QEMU and the accelerator for a guest kernel. Raises SetupError for overrides that cannot be met."""
+    check_wishes(environ)
+    wish = environ.get("ACCEL", "")
     qemu = _wished_qemu(environ.get("QEMU", ""))
     first = qemu or system_qemu() or _unpacked()
     accel = _choose_accel(wish, first, kernel, release)
@@ -158,14 +169,9 @@ def _unpacked(suite: str = UNPACKED_SUITES[0]) -> Qemu:
 
 
 def _choose_accel(wish: str, qemu: Qemu, kernel: Path, release: str) -> Accel:
-    absent = _kvm_present()
-    if wish == "tcg":
-        return Accel("tcg", "asked for by ACCEL=tcg")
-    if wish == "kvm":
-        if absent:
-            raise SetupError(f"ACCEL=kvm: {absent}")
-        return Accel("kvm", "asked for by ACCEL=kvm")
-    if absent:
+    if wish:
+        return Accel(wish, f"asked for by ACCEL={wish}")
+    if absent := _kvm_present():
         return Accel("tcg", absent)
     if kvm_works(qemu, kernel, release):
         return Accel("kvm", "a guest kernel runs under it")

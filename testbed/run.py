@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import itertools
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
@@ -65,13 +69,29 @@ def print_result(console: Console, result: Result) -> None:
         console.print(f"problem: {problem}", style="red", markup=False)
 
 
+@contextmanager
+def own_name() -> Iterator[str]:
+    """What the logs are called: run, or run-2 and so on while there are other runs."""
+    folder = BUILD / "log"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        name = "run" if number == 1 else f"run-{number}"
+        with open(folder / f".{name}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield name
+            return
+
+
 def session(assets: Assets, shell: str) -> int:
     """Boot, demonstrate unless `shell` is "only", then the shell if wanted. Returns the exit status."""
     interactive = shell == "only" or (shell == "auto" and sys.stdin.isatty() and sys.stdout.isatty())
     console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     say(f"booting the guest: {assets.summary}")
     began = time.monotonic()
-    with running(assets, name="run") as bed, announced(bed.wire):
+    with own_name() as name, running(assets, name=name) as bed, announced(bed.wire):
         say(f"guest answers after {bed.guest.boot_seconds:.1f} s")
         ok = True
         if shell != "only":

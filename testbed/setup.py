@@ -53,6 +53,7 @@ def prepare(
 ) -> Assets:
     """Build what is not there yet, one line per stage; the default kernel is `environ["KERNEL"]`. Raises SetupError."""
     kernel = kernel_named(kernel_name or environ.get("KERNEL") or DEFAULT_KERNEL)
+    accel.check_wishes(environ)
     check_namespaces()
     with build_lock(say):
         progress = Progress(STAGES, SHELL_STAGES + 1)

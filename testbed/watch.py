@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +20,14 @@ RUN_FILE: Final = BUILD / "run.json"
 @contextmanager
 def announced(wire: Wire) -> Iterator[None]:
     """Let `make tcpdump` find this wire for the time of the block."""
-    RUN_FILE.write_text(json.dumps({"pid": wire.pid, "interface": wire.interface}))
+    mine = json.dumps({"pid": wire.pid, "interface": wire.interface})
+    RUN_FILE.write_text(mine)
     try:
         yield
     finally:
-        RUN_FILE.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if RUN_FILE.read_text() == mine:  # else another run has begun meanwhile
+                RUN_FILE.unlink()
 
 
 def running_wire() -> Wire:
@@ -43,7 +46,7 @@ def main() -> int:
     """Become tcpdump, with the arguments given."""
     try:
         wire = running_wire()
-        argv = wire.argv(["tcpdump", "-n", "-i", wire.interface, *sys.argv[1:]])
+        argv = wire.argv([sys.executable, "-m", "testbed.tcpdump", "-n", "-i", wire.interface, *sys.argv[1:]])
     except BedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
