@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from testbed.agent import GuestAgent, Request
 from testbed.bed import GUEST4, TOOLS, WIRE4
-from testbed.guest import Guest, runtime_folder
+from testbed.guest import Guest
 from testbed.nic import NicProcess
 from testbed.qemu import VhostUserNic
+from testbed.runtime import RuntimeFolder
 from testbed.setup import Assets
 from testbed.stages import BUILD, say
 
@@ -88,12 +88,12 @@ def _configure(near: Side, far: Side) -> None:
 def running_pair(assets: Assets, *, nic_arguments: Sequence[str] = (), name: str = "pair") -> Iterator[PairBed]:
     """Start the NICs and the guest, configure the network, and end everything. Raises SetupError, BootFailed."""
     with ExitStack() as stack:
-        folder = runtime_folder()
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        runtime = RuntimeFolder()
+        stack.callback(runtime.remove)
         log = BUILD / "log" / f"{name}.nic"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        nic = NicProcess([folder / "near", folder / "far"], "pair", log, nic_arguments)
+        nic = NicProcess([runtime.path / "near", runtime.path / "far"], "pair", log, nic_arguments)
         stack.enter_context(nic)
         attached = tuple(VhostUserNic(str(path), mac=mac) for path, mac in zip(nic.sockets, MACS, strict=True))
         guest = stack.enter_context(Guest(dataclasses.replace(assets.machine, nics=attached, name=name), note=say))
