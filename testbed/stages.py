@@ -141,7 +141,8 @@ def in_root(root: Path, argv: Sequence[str], log: Path, mounts: Sequence[tuple[P
     `mounts` are (host folder, folder in the root). They live in a mount namespace of the command's own and vanish
     with it, however it ends.
     """
-    steps = ['cd "$1"; shift', "mount --rbind /dev dev", "mount --rbind /proc proc"]
+    # chroot is not on the path of an ordinary user
+    steps = ["PATH=$PATH:/usr/sbin:/sbin", 'cd "$1"; shift', "mount --rbind /dev dev", "mount --rbind /proc proc"]
     for source, target in mounts:
         (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
         steps.append(f"mount --bind '{source}' '.{target}'")
