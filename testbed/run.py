@@ -18,7 +18,7 @@ from testbed.bed import running
 from testbed.demo import Result, demonstrate, demonstration_flows
 from testbed.errors import BedError, GuestError
 from testbed.flows import Outcome
-from testbed.setup import Assets, prepare
+from testbed.setup import Assets, check_tap, prepare
 from testbed.stages import BUILD, say
 from testbed.terminal import interact
 from testbed.watch import announced
@@ -120,6 +120,7 @@ def main() -> int:
     try:
         if arguments.shell == "only" and not sys.stdin.isatty():
             raise BedError("a shell needs a terminal; without one use `make demo`")
+        check_tap()  # before minutes are spent on preparing
         return session(prepare(), arguments.shell)
     except BedError as error:
         if isinstance(error, GuestError) and error.console:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nicdev.edge.port_tap import open_tun
+from nicdev.errors import ConfigError
 from testbed import accel, driver, image
 from testbed.errors import BedError, SetupError
 from testbed.image import DEFAULT_KERNEL, Kernel, kernel_named
@@ -88,6 +90,14 @@ def check_namespaces() -> None:
         if not {user, str(os.geteuid())} & set(entries):
             cure = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
             raise SetupError(f"{name} has no ids for {user}'s user namespaces; as root: {cure}")
+
+
+def check_tap() -> None:
+    """The NIC's wire is a tap. Raises SetupError when this user may not make one."""
+    try:
+        os.close(open_tun())
+    except ConfigError as error:
+        raise SetupError(str(error)) from error
 
 
 def _stage(progress: Progress, title: str, build: Callable[[], bool]) -> None:

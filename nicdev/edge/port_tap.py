@@ -33,16 +33,21 @@ TUN_F_TSO_ECN: Final = 0x08
 BURST: Final = 64
 
 
-def open_tap(name: str) -> int:
-    """Create the tap interface `name` in the current namespace; returns its nonblocking fd. Raises ConfigError."""
+def open_tun() -> int:
+    """The tun driver's control device, without an interface yet; nonblocking. Raises ConfigError."""
     try:
-        fd = os.open(TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ConfigError(f"{TUN_PATH} is missing: load the tun module (modprobe tun)") from None
     except PermissionError:
         raise ConfigError(f"{TUN_PATH} is not accessible: run as root, or once: sudo chmod 0666 {TUN_PATH}") from None
     except OSError as error:
         raise ConfigError(f"{TUN_PATH} does not open: {error.strerror}; load the tun module (modprobe tun)") from None
+
+
+def open_tap(name: str) -> int:
+    """Create the tap interface `name` in the current namespace; returns its nonblocking fd. Raises ConfigError."""
+    fd = open_tun()
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
         fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", vnet.VNET_HDR.size))
