@@ -46,7 +46,7 @@ def test_every_flow_is_offloaded_and_the_wire_is_encrypted(kernel: str) -> None:
 
 
 def test_on_the_oldest_qemu() -> None:
-    """QEMU 7.2 crashes with a vhost-user NIC that uses MSI-X where there is no KVM, so the NIC gets a plain interrupt."""
+    """QEMU 7.2 without KVM crashes with a vhost-user NIC that uses MSI-X, so the NIC gets a plain interrupt."""
     assets = prepare(environ={**os.environ, "QEMU": "bookworm", "ACCEL": "tcg"})
     assert assets.qemu.version[:2] == (7, 2)
     with running(assets, name="test-qemu") as bed:
