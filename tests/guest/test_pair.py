@@ -118,10 +118,10 @@ class Transfer:
             if self.late:
                 self.await_arrival()
                 receiving.write(b"\n")
-            _await(sending, "waiting", 2)
+            _await(sending, "waiting", 2, receiving)
         counts.append(Counter(far.stats()))
         sending.write(b"\n")
-        _await(sending, "waiting", 3)
+        _await(sending, "waiting", 3, receiving)
         counts.append(Counter(far.stats()))
         (context,) = far.contexts()
         sending.write(b"\n")
@@ -181,10 +181,12 @@ class Transfer:
         assert (total["rx_tls_asked"] > 0) == (personality == "ideal")
 
 
-def _await(request: Request, event: str, times: int = 1) -> None:
+def _await(request: Request, event: str, times: int = 1, other: Request | None = None) -> None:
     needle = f'"{event}"'.encode()
     wait_until(lambda: request.stdout.count(needle) >= times or not request.running, f"{event} {times}", TIMEOUT)
-    assert request.running, bytes(request.stdout[-2000:] + request.stderr)
+    if not request.running:
+        ended = [_result(each).get("error") for each in (request, other) if each]
+        pytest.fail(f"ended before {event}: {ended}")
 
 
 def _result(request: Request) -> dict[str, Any]:
