@@ -14,8 +14,14 @@
  *
  * skbs stay owned by their socket until the device returns them: the kernel
  * deletes a context once the socket has none in flight.
+ *
+ * A packet that comes by way of another device was encrypted there, by the
+ * kernel, and still belongs to its socket. It must not be encrypted again: with
+ * AES-GCM that is decrypting. See tlsnic_tx_judge().
  */
 #include <linux/tcp.h>
+#include <net/dst.h>
+#include <net/ipv6.h>
 
 #include "tlsnic.h"
 
@@ -201,6 +207,64 @@ static void tlsnic_tx_out_of_order(struct tlsnic_txq *q, struct sk_buff *skb,
 	tlsnic_tx_plain(q, skb);
 }
 
+/* Ethernet, IP and TCP, with nothing between: else skb->transport_header lies */
+static bool tlsnic_tx_is_tcp(const struct sk_buff *skb)
+{
+	int offset = skb_network_offset(skb);
+	__be16 frag_off;
+	u8 protocol;
+
+	switch (skb->protocol) {
+	case htons(ETH_P_IP):
+		protocol = ip_hdr(skb)->protocol;
+		offset += ip_hdrlen(skb);
+		break;
+	case htons(ETH_P_IPV6):
+		protocol = ipv6_hdr(skb)->nexthdr;
+		offset = ipv6_skip_exthdr(skb, offset + sizeof(struct ipv6hdr),
+					  &protocol, &frag_off);
+		break;
+	default:
+		return false;
+	}
+	return protocol == IPPROTO_TCP && offset == skb_transport_offset(skb);
+}
+
+enum tlsnic_tx_state {
+	TLSNIC_TX_PLAIN,	/* nothing in it is to be encrypted (any more) */
+	TLSNIC_TX_RECORDS,	/* plaintext records */
+	TLSNIC_TX_UNKNOWN,
+};
+
+/*
+ * What an offloaded socket's packet holds. The core (tls_validate_xmit_skb)
+ * encrypts for any device but the socket's own, and a bond above it, into an
+ * skb without fragments; plaintext comes in fragments. The route names the
+ * device that was first to see the packet. What changed packets on the way
+ * (tunnels, tags, xfrm) did not ask whether they were encrypted. The core never
+ * clears skb->decrypted on tx: set, it only says that it held records.
+ */
+static enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
+					    const struct sk_buff *skb)
+{
+	struct net_device *own, *first;
+
+	if (!tls_is_skb_tx_device_offloaded(skb))
+		return TLSNIC_TX_PLAIN;
+	own = rcu_dereference_bh(tls_get_ctx(skb->sk)->netdev);
+	if (own && own != priv->dev)
+		return TLSNIC_TX_PLAIN;
+	if (!own || !skb_dst(skb) || !tlsnic_tx_is_tcp(skb))
+		return skb->decrypted ? TLSNIC_TX_UNKNOWN : TLSNIC_TX_PLAIN;
+	if (skb->len == skb_tcp_all_headers(skb))
+		return TLSNIC_TX_PLAIN;
+	first = skb_dst(skb)->dev;
+	if (first != priv->dev && !netif_is_bond_master(first) &&
+	    skb_headlen(skb) > skb_tcp_all_headers(skb))
+		return TLSNIC_TX_PLAIN;
+	return TLSNIC_TX_RECORDS;
+}
+
 /* A packet with @payload bytes of an offloaded socket's stream */
 static void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb,
 			  u32 payload)
@@ -229,7 +293,6 @@ netdev_tx_t tlsnic_start_xmit(struct sk_buff *skb, struct net_device *dev)
 	struct tlsnic_priv *priv = netdev_priv(dev);
 	struct tlsnic_txq *q = &priv->txq[skb_get_queue_mapping(skb)];
 	struct netdev_queue *nq = netdev_get_tx_queue(dev, q->index);
-	u32 payload = 0;
 
 	/* before anything else: afterwards the TLS state has moved */
 	if (unlikely(q->vq->num_free < TLSNIC_TX_ROOM)) {
@@ -238,12 +301,17 @@ netdev_tx_t tlsnic_start_xmit(struct sk_buff *skb, struct net_device *dev)
 		return NETDEV_TX_BUSY;
 	}
 	skb_tx_timestamp(skb);
-	if (tls_is_skb_tx_device_offloaded(skb))
-		payload = skb->len - skb_tcp_all_headers(skb);
-	if (payload)
-		tlsnic_tx_tls(q, skb, payload);
-	else
+	switch (tlsnic_tx_judge(priv, skb)) {
+	case TLSNIC_TX_PLAIN:
 		tlsnic_tx_plain(q, skb);
+		break;
+	case TLSNIC_TX_RECORDS:
+		tlsnic_tx_tls(q, skb, skb->len - skb_tcp_all_headers(skb));
+		break;
+	case TLSNIC_TX_UNKNOWN:
+		tlsnic_tx_drop(q, skb);
+		break;
+	}
 
 	/* the NAPI wakes it under the same lock, so no wake-up is missed */
 	if (q->vq->num_free < TLSNIC_TX_ROOM)
