@@ -61,6 +61,20 @@ class Counter(IntEnum):
     VHOST_BAD_MESSAGES = auto()  # messages of the front end that were refused
     VHOST_UNKNOWN_MESSAGES = auto()
     RX_TLS_ASKED = auto()  # resync requests to the driver
+    FAULT_DROPPED = auto()  # by the fault director, as all that follow; see docs/faults.md
+    FAULT_DUPLICATED = auto()
+    FAULT_CORRUPTED = auto()
+    FAULT_REORDERED = auto()
+    FAULT_DELAYED = auto()
+    FAULT_TIMED_OUT = auto()  # reordered ones that too few others overtook in time
+    FAULT_HOLD_FULL = auto()  # not reordered or delayed, since too many were
+    FAULT_ADDS_REFUSED = auto()
+    FAULT_REQUESTS_LOST = auto()
+    FAULT_REQUESTS_DELAYED = auto()
+    FAULT_ANSWERS_LOST = auto()
+    FAULT_ANSWERS_DELAYED = auto()
+    FAULT_DESYNCED = auto()  # contexts forced out of sync
+    FAULT_VERDICTS = auto()  # packets with another verdict than they deserve
 
 
 class Stats:
