@@ -27,8 +27,10 @@ from nicdev.edge.frontend import Frontend
 from nicdev.edge.host import LinuxHost
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import PairPort, Port
+from nicdev.edge.port_faulty import FaultsCommand, FaultyPort
 from nicdev.edge.unix_socket import from_fd, listen_at
 from nicdev.errors import ConfigError
+from nicdev.faults.parse import parse as parse_faults
 from nicdev.nic import Nic, Observer
 from nicdev.stats import Stats
 from nicdev.tls.table import ContextTable
@@ -67,6 +69,7 @@ class Config:
     tls: bool
     capture: Path | None
     control: Path | None
+    faults: tuple[tuple[int, Path], ...]  # NIC by number, scenario
     exit_on_disconnect: bool
     log_level: str
     log_json: bool
@@ -112,6 +115,15 @@ def _name(key: str, value: str) -> str:
     return value
 
 
+def _faults_option(text: str, nics: int) -> tuple[int, Path]:
+    number, equals, path = text.partition("=")
+    if not equals or not (number.isascii() and number.isdigit()):
+        return 0, Path(text)
+    if int(number) >= nics:
+        raise ConfigError(f"--faults {text}: there is no NIC {number}, the last is {nics - 1}")
+    return int(number), Path(path)
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for a mistake, as for all others."""
 
@@ -137,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls", choices=("on", "off"), default="on", help="off: a plain NIC")
     parser.add_argument("--capture", type=Path, metavar="FILE", help="pcapng of host0 (plaintext!) and wire0")
     parser.add_argument("--control", type=Path, metavar="PATH", help="control socket (JSON lines)")
+    parser.add_argument("--faults", action="append", default=[], metavar="[NIC=]FILE",
+                        help="fault scenario (docs/faults.md) of NIC 0, or of number NIC of a pair")  # fmt: skip
     parser.add_argument("--exit-on-disconnect", action="store_true", help="end when QEMU goes")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument("--log-json", action="store_true", help="one JSON object per log line")
@@ -167,6 +181,7 @@ def parse_args(argv: Sequence[str]) -> Config:
         tls=args.tls == "on",
         capture=args.capture,
         control=args.control,
+        faults=tuple(_faults_option(text, wanted) for text in args.faults),
         exit_on_disconnect=args.exit_on_disconnect,
         log_level=args.log_level,
         log_json=args.log_json,
@@ -213,8 +228,23 @@ def _contexts(nic: Nic) -> list[dict[str, object]]:
     return [{"slot": slot, "generation": generation, **c.describe()} for slot, generation, c in nic.table]
 
 
-def _control_handlers(nics: Sequence[Nic]) -> dict[str, Any]:
+def _set_faults(config: Config, ports: Sequence[FaultyPort]) -> None:
+    """Begin with the scenarios of the command line. Raises ConfigError before any is begun."""
+    scenarios = []
+    for number, path in config.faults:
+        try:
+            scenarios.append((number, parse_faults(path.read_text(), str(path))))
+        except OSError as error:
+            raise ConfigError(f"cannot read scenario {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: not a text in UTF-8") from None
+    for number, scenario in scenarios:
+        ports[number].set(scenario)
+
+
+def _control_handlers(nics: Sequence[Nic], ports: Sequence[FaultyPort]) -> dict[str, Any]:
     return {
+        "faults": FaultsCommand(ports),
         "stats": lambda _: {"nics": [nic.stats.as_dict() for nic in nics]},
         "contexts": lambda _: {"nics": [_contexts(nic) for nic in nics]},
         "info": lambda _: {"version": __version__, "max_contexts": nics[0].table.max_contexts},
@@ -255,14 +285,16 @@ def run(config: Config) -> None:
             capture = Capture(config.capture)
             stack.callback(capture.close)
             observer = capture
-        ports = _open_ports(config, loop, stack)
-        nics = [_build_nic(config) for _ in ports]
+        inner = _open_ports(config, loop, stack)
+        nics = [_build_nic(config) for _ in inner]
+        ports = [FaultyPort(loop, port, nic) for port, nic in zip(inner, nics, strict=True)]
+        _set_faults(config, ports)
         for port, nic, path in zip(ports, nics, config.socket_paths or (None,), strict=True):
             stack.callback(port.close)
             nic.observer = observer
             _serve(config, loop, Device(loop, nic, port, config.queues), path, stack)
         if config.control is not None:
-            stack.callback(ControlSocket(loop, config.control, _control_handlers(nics)).close)
+            stack.callback(ControlSocket(loop, config.control, _control_handlers(nics, ports)).close)
         logging.getLogger(__name__).info("serving %s on port %s", config.socket_paths or config.fd, config.port.kind)
         loop.run()
 

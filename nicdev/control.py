@@ -12,9 +12,10 @@ from typing import Final
 
 from nicdev import abi
 from nicdev.errors import CommandError
+from nicdev.faults.device import Faults
 from nicdev.stats import Counter, Stats
 from nicdev.tls.context import params_from_ctx_add
-from nicdev.tls.table import ContextTable
+from nicdev.tls.table import ContextTable, RxEntry
 
 TLS_1_2_AES_GCM: Final = abi.CipherCap.TLS_1_2_AES_GCM_128 | abi.CipherCap.TLS_1_2_AES_GCM_256
 
@@ -36,6 +37,7 @@ class Control:
         self._identity = identity
         self._table = table
         self._stats = stats
+        self.faults = Faults()
 
     def hello_reply(self, version: int, nonce: int, boot_id: int) -> bytes:
         """The HELLO_REPLY extension."""
@@ -81,6 +83,10 @@ class Control:
         try:
             params = params_from_ctx_add(abi.unpack_ctx_add(body))
             self._check_capabilities(params.direction, params.tls_version, params.cipher)
+            refusal = self.faults.refusal(params)
+            if refusal is not abi.Status.OK:
+                params.wipe()
+                raise CommandError(refusal, "as a fault")
             self._table.add(header.slot, header.generation, params)
         except CommandError:
             self._stats.add(Counter.CTX_REFUSED)
@@ -104,7 +110,9 @@ class Control:
 
     def _rx_resync(self, header: abi.CommandHeader, body: memoryview) -> bytes:
         answer = abi.RxResync._make(abi.RX_RESYNC.unpack(body))
-        if not self._table.get_rx(header.slot, header.generation).resync(answer.tcp_seq, answer.rcd_sn):
+        context = self._table.get_rx(header.slot, header.generation)
+        entry = RxEntry(header.slot, header.generation, context)
+        if not self.faults.answer(entry, answer.tcp_seq, answer.rcd_sn):
             raise CommandError(abi.Status.REFUSED, "the context has passed that place, or knows it already")
         return b""
 

@@ -207,6 +207,7 @@ class Nic:
         parsed = parse(frame)
         if parsed is None or parsed.payload == parsed.end:
             raise TxDrop(Counter.TX_DROP_NOT_TCP)
+        self.control.faults.before_tx(ext.slot, ext.generation, context)
         result = context.encrypt(parsed.seq, frame[parsed.payload : parsed.end], resync)
         stats = self.stats.values
         stats[Counter.TX_TLS_PACKETS] += 1
@@ -311,8 +312,8 @@ class Nic:
         if not header[0] & _RX_FLAGS and not checksum.verify_tcp(frame, parsed):
             self.stats.add(Counter.RX_TLS_BAD_CSUM)
             return plain, "bad checksum"
-        slot, generation, context = hit
-        result = context.decrypt(parsed.seq, frame[parsed.payload : parsed.end])
+        slot, generation, _ = hit
+        result = self.control.faults.decrypt(hit, parsed, frame[parsed.payload : parsed.end])
         flags = self._count_rx(result, parsed)
         records = result.records & 0xFFFF
         extension = abi.RX_TLS.pack(

@@ -1,4 +1,4 @@
-"""The event loop: epoll, callbacks that asked to run again, and a clean end on SIGTERM or SIGINT.
+"""The event loop: epoll, callbacks that asked to run again or at a time, and a clean end on SIGTERM or SIGINT.
 
 It blocks whenever there is nothing to do: a polling backend starves a guest that runs under TCG on the same cores.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 
@@ -18,6 +19,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._soon: dict[Callable[[], None], None] = {}  # ordered set
+        self._timers: dict[Callable[[], None], float] = {}
         self._running = True
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
@@ -38,6 +40,30 @@ class Loop:
         """Call back once in the next round, after whatever is ready."""
         self._soon[callback] = None
 
+    @staticmethod
+    def time() -> float:
+        """The loop's clock: seconds, never set back."""
+        return time.monotonic()
+
+    def call_at(self, when: float | None, callback: Callable[[], None]) -> None:
+        """Call back once at `when` (as `time` tells it), in place of any other time for this callback; None: never."""
+        if when is None:
+            self._timers.pop(callback, None)
+        else:
+            self._timers[callback] = when
+
+    def _run_timers(self) -> None:
+        now = self.time()
+        for callback in [callback for callback, when in self._timers.items() if when <= now]:
+            if self._timers.pop(callback, None) is not None:  # one that came before may have taken it away
+                callback()
+
+    def _patience(self) -> float:
+        """How long to wait for something to become readable, in seconds; -1: for ever."""
+        if self._soon:
+            return 0
+        return max(0.0, min(self._timers.values()) - self.time()) if self._timers else -1
+
     def install_signals(self) -> None:
         """End `run` on SIGTERM and SIGINT."""
         signal.set_wakeup_fd(self._wake_w.fileno())
@@ -57,7 +83,9 @@ class Loop:
             soon, self._soon = self._soon, {}
             for callback in soon:
                 callback()
-            for fd, _events in self._epoll.poll(0 if self._soon else -1):
+            if self._timers:
+                self._run_timers()
+            for fd, _events in self._epoll.poll(self._patience()):
                 # A callback of this round may have unwatched an fd that is still in the list.
                 if (ready := self._callbacks.get(fd)) is not None:
                     ready()

@@ -123,10 +123,19 @@ class RxContext:
         self._cursor, self._open, self._state = cursor, None, RxState.HINTED
         return True
 
-    def wipe(self) -> None:
-        """Overwrite all secrets; every packet is left alone from now on."""
+    @property
+    def place(self) -> Cursor | None:
+        """Where the context stands; None while it is not in sync."""
+        return self._cursor if self._state is RxState.IN_SYNC else None
+
+    def lose_sync(self) -> None:
+        """Forget the place, as after a loss that nothing repairs; a resync brings it back."""
         self._cursor = self._open = None
         self._state = RxState.LOST
+
+    def wipe(self) -> None:
+        """Overwrite all secrets; every packet is left alone from now on."""
+        self.lose_sync()
         self._key.wipe()
         self._fmt.wipe()
         self.params.wipe()

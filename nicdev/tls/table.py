@@ -8,7 +8,7 @@ names neither; it is looked up by its flow. The table owns the contexts: what le
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from nicdev.abi import MAX_TCP_PAYLOAD, Direction, RxPersonality, Status
 from nicdev.errors import CommandError, TxDrop
@@ -29,14 +29,25 @@ class RxEntry(NamedTuple):
     context: RxContext
 
 
+class ContextObserver(Protocol):
+    """Somebody who watches contexts come and go."""
+
+    def added(self, slot: int, generation: int, params: ContextParams) -> None:
+        """A context was made."""
+
+    def deleted(self, slot: int, generation: int) -> None:
+        """A context is gone."""
+
+
 class ContextTable:
     """At most `max_contexts` contexts of either direction; slots count from 0."""
 
-    __slots__ = ("_flows", "_scratch", "_slots", "max_contexts", "rx_personality")
+    __slots__ = ("_flows", "_scratch", "_slots", "max_contexts", "observer", "rx_personality")
 
     def __init__(self, max_contexts: int, rx_personality: RxPersonality = RxPersonality.IDEAL) -> None:
         self.max_contexts = max_contexts
         self.rx_personality = rx_personality  # of contexts made from now on
+        self.observer: ContextObserver | None = None
         self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
         self._flows: dict[Flow, RxEntry] = {}
         self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
@@ -53,10 +64,12 @@ class ContextTable:
             raise CommandError(status)
         if params.direction is Direction.TX:
             self._slots[slot] = (generation, TxContext(params))
-            return
-        context = RxContext(params, self._scratch, strategy_for(self.rx_personality))
-        self._slots[slot] = (generation, context)
-        self._flows[flow] = RxEntry(slot, generation, context)
+        else:
+            context = RxContext(params, self._scratch, strategy_for(self.rx_personality))
+            self._slots[slot] = (generation, context)
+            self._flows[flow] = RxEntry(slot, generation, context)
+        if self.observer is not None:
+            self.observer.added(slot, generation, params)
 
     def get_tx(self, slot: int, generation: int) -> TxContext:
         """The context of a tx packet. Raises TxDrop (TX_DROP_UNKNOWN_CONTEXT, _STALE_CONTEXT, _WRONG_DIRECTION)."""
@@ -88,14 +101,18 @@ class ContextTable:
         if isinstance(context, RxContext):
             del self._flows[(*context.params.local, *context.params.remote)]
         context.wipe()
+        if self.observer is not None:
+            self.observer.deleted(slot, generation)
 
     def clear(self) -> int:
         """Wipe and forget all contexts; how many there were."""
-        contexts = [context for _, context in self._slots.values()]
+        contexts = list(self)
         self._slots.clear()
         self._flows.clear()
-        for context in contexts:
+        for slot, generation, context in contexts:
             context.wipe()
+            if self.observer is not None:
+                self.observer.deleted(slot, generation)
         self._scratch[:] = bytes(len(self._scratch))
         return len(contexts)
 

@@ -71,7 +71,7 @@ class TxContext:
         if cursor is None or cursor.seq != seq:
             raise TxDrop(Counter.TX_DROP_WRONG_SEQ)
         walked = self._walk(cursor, payload)
-        self._lose_sync()
+        self.lose_sync()
         try:
             record, plaintext = self._seal(cursor, walked, record, payload)
         except FAULTS as error:
@@ -82,9 +82,18 @@ class TxContext:
         self.resyncs += resync is not None
         return TxResult(len(walked.ends), plaintext)
 
+    @property
+    def place(self) -> Cursor | None:
+        """Where the context stands; None while it is out of sync."""
+        return self._cursor
+
+    def lose_sync(self) -> None:
+        """Forget the place; a resync brings it back."""
+        self._cursor = self._open = None
+
     def wipe(self) -> None:
         """Overwrite all secrets; the context drops every packet from now on."""
-        self._lose_sync()
+        self.lose_sync()
         self._key.wipe()
         self._fmt.wipe()
         self.params.wipe()
@@ -102,14 +111,11 @@ class TxContext:
             "resyncs": self.resyncs,
         }
 
-    def _lose_sync(self) -> None:
-        self._cursor = self._open = None
-
     def _walk(self, cursor: Cursor, payload: memoryview) -> Walk:
         """Find the records, or raise TxDrop."""
         walked = walk(self._fmt, cursor, payload)
         if walked is None:
-            self._lose_sync()
+            self.lose_sync()
             raise TxDrop(Counter.TX_DROP_BAD_RECORD)
         if walked.last > MAX_NUMBER:
             raise TxDrop(Counter.TX_DROP_SEQ_WRAP)
@@ -130,7 +136,7 @@ class TxContext:
         try:
             record.feed(prefix, memoryview(bytearray(len(prefix))))
         except FAULTS as error:
-            self._lose_sync()
+            self.lose_sync()
             raise TxDrop(Counter.TX_DROP_CRYPTO, repr(error)) from error
         return walked.after, record
 

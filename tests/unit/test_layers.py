@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "tls": BASE | {"wire"},
     "virtio": BASE | {"wire"},
     "vhost": BASE | {"wire", "virtio"},
-    "control": BASE | {"tls"},
+    "faults": BASE | {"wire", "tls"},
+    "control": BASE | {"tls", "faults"},
     "nic": BASE | {"wire", "tls", "virtio", "control"},
     "queues": BASE | {"wire", "virtio", "nic"},
 }
@@ -56,7 +57,9 @@ def imports(path: Path) -> set[str]:
 
 
 def core_files() -> list[Path]:
-    files = [p for p in CORE.rglob("*.py") if p.relative_to(CORE).parts[0] not in ("edge", "cli.py", "__init__.py")]
+    files = [
+        p for p in CORE.rglob("*.py") if p.relative_to(CORE).parts[0] not in ("edge", "cli.py", "ctl.py", "__init__.py")
+    ]
     assert files
     return files
 
