@@ -37,6 +37,7 @@ MAX_FRAME: Final = ETH_HLEN + 65535 + 4
 MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
 MAX_MESSAGES: Final = 256
 MAX_STEERED_FLOWS: Final = 65536
+MAX_SEGMENTS: Final = 2048  # of a frame that the guest does not take whole: 64 KiB at an MSS of 32
 
 _EXT_HDR: Final = vnet.VnetHdr(flags=abi.HDR_F_EXT, num_buffers=1).pack()
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
@@ -248,6 +249,8 @@ class Nic:
             self._forget_contexts()
         self._version = min(hello.version, abi.ABI_VERSION)
         self._interrupted = False
+        # Only the last HELLO is waited for; answers that nobody takes must not pile up.
+        self.messages[:] = [m for m in self.messages if m[len(_EXT_HDR)] != abi.ExtType.HELLO_REPLY]
         self.messages.append(_EXT_HDR + self.control.hello_reply(self._version, hello.nonce, self._boot_id))
 
     # -- rx -----------------------------------------------------------------------------------------------------------
@@ -277,12 +280,19 @@ class Nic:
         key = (parsed.src, parsed.sport, parsed.dst, parsed.dport)
         queue = self._steering.get(key, 0)
         if header[1] and not self.features & _NEEDS_SEGMENTING.get(header[1] & 0x7F, 0):
-            return [(queue, self._receive_one(h, f, parse(f))) for h, f in self._segments(header, frame, parsed)]
+            try:
+                pieces = self._segments(header, frame, parsed)
+            except FrameError as drop:
+                self.stats.add(drop.counter)
+                return []
+            return [(queue, self._receive_one(h, f, parse(f))) for h, f in pieces]
         return [(queue, self._receive_one(header, frame, parsed))]
 
     @staticmethod
     def _segments(header: memoryview, frame: memoryview, parsed: Frame) -> list[tuple[memoryview, memoryview]]:
         gso_size = vnet.VNET_HDR.unpack_from(header)[3]
+        if parsed.end - parsed.payload > MAX_SEGMENTS * gso_size:
+            raise FrameError(Counter.RX_DROP_TOO_BIG)
         plain = memoryview(bytes(abi.VNET_HDR_LEN))
         return [(plain, memoryview(piece)) for piece in segment.segment(frame, parsed, gso_size)]
 

@@ -75,6 +75,7 @@ class Counter(IntEnum):
     FAULT_ANSWERS_DELAYED = auto()
     FAULT_DESYNCED = auto()  # contexts forced out of sync
     FAULT_VERDICTS = auto()  # packets with another verdict than they deserve
+    INTERNAL_ERRORS = auto()  # of our own making, logged with a traceback; a ring in which one happens stops
 
 
 class Stats:

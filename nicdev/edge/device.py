@@ -3,7 +3,8 @@
 Implements the callbacks of vhost/protocol.py. Per queue pair: a tx kick drains the tx ring in bursts; a frame from
 the port goes to the rx ring of the flow's queue. A frame that finds no rx buffers is held, the port falls silent,
 and the next rx kick goes on with it. A ring that breaks the rules is stopped and its error eventfd written; the
-other rings go on.
+other rings go on. An error of our own that nobody foresaw is treated alike: `_drain` and `_place` are the boundary
+that none passes, so what a guest or the wire can provoke costs one ring or one frame, never the process.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ _ONE: Final = (1).to_bytes(8, "little")
 
 def _signal(fd: int) -> None:
     if fd >= 0:
-        with suppress(BlockingIOError):  # the counter is at its maximum: the guest has a signal to read anyway
+        # A counter at its maximum is a signal to read anyway; a pipe with nobody behind it is the peer's loss.
+        with suppress(OSError):
             os.write(fd, _ONE)
 
 
-def _clear(fd: int) -> None:
-    with suppress(BlockingIOError):  # another callback of the same round was quicker
-        os.read(fd, 8)
+def _clear(fd: int) -> bool:
+    """Take the kick; False if `fd` will never bring another (a pipe that was hung up, or the wrong end of one)."""
+    try:
+        return bool(os.read(fd, 8))
+    except BlockingIOError:  # another callback of the same round was quicker
+        return True
+    except OSError:
+        return False
 
 
 class Device:
@@ -104,7 +111,8 @@ class Device:
     # -- tx -----------------------------------------------------------------------------------------------------------
 
     def _on_tx_kick(self, pair: QueuePair, kick_fd: int) -> None:
-        _clear(kick_fd)
+        if not _clear(kick_fd):
+            self._loop.unwatch(kick_fd)
         self._drain(pair)
 
     def _drain(self, pair: QueuePair) -> None:
@@ -118,7 +126,7 @@ class Device:
                 _signal(self._fds[2 * pair.index + 1][1])
             if more or ring.want_kicks():
                 self._loop.soon(self._drains[pair.index])
-        except RingError as error:
+        except Exception as error:  # noqa: BLE001
             self._ring_failed(2 * pair.index + 1, Counter.TX_RING_ERRORS, error)
         if self.nic.messages:
             self._flush_messages()
@@ -127,13 +135,14 @@ class Device:
         try:
             if self.pairs[0].flush_messages():
                 self._publish_rx(self.pairs[0])
-        except RingError as error:
+        except Exception as error:  # noqa: BLE001
             self._ring_failed(0, Counter.RX_RING_ERRORS, error)
 
     # -- rx -----------------------------------------------------------------------------------------------------------
 
     def _on_rx_kick(self, kick_fd: int) -> None:
-        _clear(kick_fd)
+        if not _clear(kick_fd):
+            self._loop.unwatch(kick_fd)
         self._rx_has_room()
 
     def _rx_has_room(self) -> None:
@@ -144,7 +153,12 @@ class Device:
             self.port.resume()
 
     def _from_port(self, header: memoryview, frame: memoryview) -> bool:
-        return self._place(self.nic.receive(header, frame))
+        try:
+            packets = self.nic.receive(header, frame)
+        except Exception as error:  # noqa: BLE001
+            self._internal_error("a received frame", error)
+            return not self._held
+        return self._place(packets)
 
     def _place(self, packets: list[tuple[int, Packet]]) -> bool:
         """Deliver packets in order; hold the rest when one finds no buffers. Returns whether all were placed."""
@@ -156,7 +170,7 @@ class Device:
                     # The port's buffer is reused: what is held must be a copy.
                     self._held += [(q, Packet(bytes(p.header), memoryview(bytes(p.frame)))) for q, p in packets[at:]]
                     break
-            except RingError as error:
+            except Exception as error:  # noqa: BLE001
                 self._ring_failed(2 * pair.index, Counter.RX_RING_ERRORS, error)
                 continue
             touched[pair.index] = None
@@ -174,13 +188,23 @@ class Device:
         if pair.rx is not None and pair.rx.publish():
             _signal(self._fds[2 * pair.index][1])
 
-    def _ring_failed(self, index: int, counter: Counter, error: RingError) -> None:
+    def _internal_error(self, where: str, error: Exception) -> None:
+        self.nic.stats.add(Counter.INTERNAL_ERRORS)
+        log.error("internal error in %s", where, exc_info=error)
+
+    def _ring_failed(self, index: int, counter: Counter, error: Exception) -> None:
+        if not isinstance(error, RingError):
+            self._internal_error(f"queue {index}", error)
+        if index not in self._fds:
+            return  # stopped already, by what the failed call set off
         log.warning("queue %d stopped: %s", index, error)
         self.nic.stats.add(counter)
         _, call_fd, err_fd = self._fds[index]
         pair = self.pairs[index // 2]
         ring = pair.tx if index % 2 else pair.rx
-        if ring is not None and ring.publish():  # what was handled before the fault goes home
-            _signal(call_fd)
+        if ring is not None:
+            ring.broken = True
+            if ring.publish():  # what was handled before the fault goes home
+                _signal(call_fd)
         self.queue_stopped(index)
         _signal(err_fd)

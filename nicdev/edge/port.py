@@ -48,6 +48,7 @@ class PairPort(Port):
         self._loop = loop
         self._peer: PairPort | None = None
         self._waiting: deque[tuple[bytearray, bytearray]] = deque()
+        self._silent = False  # the device said that it can take no more
 
     @classmethod
     def create(cls, loop: Loop) -> tuple[PairPort, PairPort]:
@@ -62,15 +63,19 @@ class PairPort(Port):
         if peer is None or len(peer._waiting) >= PAIR_DEPTH:
             return False
         peer._waiting.append((bytearray(packet.header[: vnet.VNET_HDR.size]), bytearray(packet.frame)))
-        self._loop.soon(peer.resume)
+        self._loop.soon(peer._hand_over)
         return True
 
     def resume(self) -> None:
-        """Hand over what waits, as far as the device takes it."""
-        while self._waiting:
+        """The device can take packets again."""
+        self._silent = False
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the device what waits, as far as it takes it."""
+        while self._waiting and not self._silent:
             header, frame = self._waiting.popleft()
-            if not self.receiver(memoryview(header), memoryview(frame)):
-                return
+            self._silent = not self.receiver(memoryview(header), memoryview(frame))
 
     def close(self) -> None:
         """Unplug."""
