@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -64,12 +64,12 @@ class NicProcess:
             return False
         return True
 
-    def ask(self, command: str) -> dict[str, Any]:
-        """One request to the control socket."""
+    def ask(self, command: str, **fields: Any) -> dict[str, Any]:
+        """One request to the control socket. Raises SetupError with the NIC's words when it refuses."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(10)
             client.connect(str(self.control_path))
-            client.sendall(json.dumps({"cmd": command}).encode() + b"\n")
+            client.sendall(json.dumps({"cmd": command, **fields}).encode() + b"\n")
             with client.makefile("rb") as answers:
                 answer: dict[str, Any] = json.loads(answers.readline())
         if not answer.pop("ok"):
@@ -85,6 +85,20 @@ class NicProcess:
         """The live contexts of one NIC of the process."""
         contexts: list[dict[str, Any]] = self.ask("contexts")["nics"][index]
         return contexts
+
+    @contextlib.contextmanager
+    def faults(self, text: str, index: int = 0) -> Iterator[None]:
+        """A fault scenario (TOML, docs/faults.md) for the time of the block. Raises SetupError for a bad one."""
+        self.ask("faults", do="set", text=text, nic=index)
+        try:
+            yield
+        finally:
+            self.ask("faults", do="clear", nic=index)
+
+    def fault_rules(self, index: int = 0) -> dict[str, int]:
+        """How often each rule of the scenario at work has struck."""
+        scenario = self.ask("faults", do="show", nic=index)["nics"][0]
+        return {rule["name"]: rule["struck"] for rule in scenario["rules"]}
 
     def alive(self) -> bool:
         """Whether the process still runs."""
