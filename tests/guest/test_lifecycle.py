@@ -9,6 +9,7 @@ import json
 import subprocess
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,9 +131,14 @@ def test_feature_flags_are_for_new_sockets_only(bed: Bed, tmp_path: Path) -> Non
     check_new_connections_are_offloaded(bed, tmp_path)
 
 
-def bad_checksums(path: Path, source: bytes) -> tuple[int, int]:
-    """(frames with TCP payload from the IPv4 address `source`, those of them whose TCP checksum is wrong)."""
-    seen = bad = 0
+def folded(data: bytes) -> int:
+    """Ones' complement sum of 16-bit words, in host byte order; 0 and 0xFFFF are the same."""
+    return sum(array("H", data + b"\0" * (len(data) % 2))) % 0xFFFF
+
+
+def checksums(path: Path, source: bytes) -> Counter[str]:
+    """What the TCP checksums of data from the IPv4 address `source` are: right, partial (for the next stage) or wrong."""
+    found: Counter[str] = Counter()
     for frame in frames(path):
         if bytes(frame[12:14]) != b"\x08\x00" or bytes(frame[26:30]) != source or frame[23] != 6:
             continue
@@ -141,19 +147,20 @@ def bad_checksums(path: Path, source: bytes) -> tuple[int, int]:
         if len(segment) == 4 * (segment[12] >> 4):
             continue
         pseudo = bytes(frame[26:34]) + b"\0\6" + len(segment).to_bytes(2, "big")
-        total = sum(array("H", pseudo + segment + b"\0" * (len(segment) % 2)))
-        seen += 1
-        bad += total % 0xFFFF != 0  # ones' complement: in any byte order
-    return seen, bad
+        if folded(pseudo + segment) == 0:
+            found["right"] += 1
+        else:
+            found["partial" if folded(segment[16:18]) == folded(pseudo) else "wrong"] += 1
+    return found
 
 
 @pytest.mark.conformance(130)
 @pytest.mark.conformance(131)
 def test_tx_checksum_off_leaves_live_contexts_and_checksums_right(bed: Bed, tmp_path: Path) -> None:
-    seen_on_wire = (0, 0)
+    on_wire: Counter[str] = Counter()
 
     def meanwhile(run: Running) -> None:
-        nonlocal seen_on_wire
+        nonlocal on_wire
         rounds = Rounds(run)
         rounds.begin()
         set_features(bed, "tx", "off")
@@ -161,7 +168,7 @@ def test_tx_checksum_off_leaves_live_contexts_and_checksums_right(bed: Bed, tmp_
         assert not features(bed)["tls-hw-tx-offload"]
         with WireCapture(bed.wire, tmp_path / "sums.pcap", "tcp") as capture:
             off = rounds.whole()
-        seen_on_wire = bad_checksums(capture.path, bytes((198, 51, 100, 2)))
+        on_wire = checksums(capture.path, bytes((198, 51, 100, 2)))
         assert off["tx_tls_records"] == off["rx_tls_records"] >= 2 * RECORDS_PER_ROUND
         set_features(bed, "tx", "on", "tso", "on", "tls-hw-tx-offload", "on")
         run.go_on()
@@ -169,8 +176,10 @@ def test_tx_checksum_off_leaves_live_contexts_and_checksums_right(bed: Bed, tmp_
     seen = exchange(bed, echo_cases("tx csum", 4), tmp_path / "wire.pcap", meanwhile)
     seen.arrived()
     seen.wire_is_encrypted()
-    assert seen_on_wire[0] > ROUND // 1500
-    assert seen_on_wire[1] == 0
+    assert on_wire["right"] > ROUND // 1500
+    assert on_wire["wrong"] == 0
+    # the kernel's software fallback leaves a checksum to the device, whatever the features are
+    assert on_wire["partial"] <= seen.driver["tx_tls_fallback"]
     check_new_connections_are_offloaded(bed, tmp_path)
 
 
