@@ -137,7 +137,7 @@ def folded(data: bytes) -> int:
 
 
 def checksums(path: Path, source: bytes) -> Counter[str]:
-    """What the TCP checksums of data from the IPv4 address `source` are: right, partial (for the next stage) or wrong."""
+    """The TCP checksums of data from the IPv4 address `source`: right, partial (for the next stage), wrong."""
     found: Counter[str] = Counter()
     for frame in frames(path):
         if bytes(frame[12:14]) != b"\x08\x00" or bytes(frame[26:30]) != source or frame[23] != 6:
