@@ -23,6 +23,7 @@ from nicdev import __version__
 
 PROGRAM = [sys.executable, "-m", "nicdev.cli"]
 DEADLINE = 20
+NAME_RULE = "no spaces and none of / : %, at most 15 characters"
 TAP = "tap:address=198.51.100.1/24,address=2001:db8:1::1/64"
 # A user namespace in which nobody has an id of his own, and a network namespace of it.
 AS_NOBODY = ["unshare", "--user", "--keep-caps", "--net", "--mount", "--"]
@@ -91,9 +92,9 @@ def starts(path: Path) -> None:
         ("tap:mtu=²", "bad mtu '²': use 68 to 65535 bytes"),
         ("tap:address=1.2.3.4/33", "bad address '1.2.3.4/33': use one like 198.51.100.1/24 or 2001:db8::1/64"),
         ("tap:address=here", "bad address 'here': use one like 198.51.100.1/24 or 2001:db8::1/64"),
-        ("tap:name=sixteen-letters!", "bad name 'sixteen-letters!': no spaces and none of / : %, at most 15 characters"),
-        ("tap:name=tap%d", "bad name 'tap%d': no spaces and none of / : %, at most 15 characters"),
-        ("tap:name=..", "bad name '..': no spaces and none of / : %, at most 15 characters"),
+        ("tap:name=16-characters---", f"bad name '16-characters---': {NAME_RULE}"),
+        ("tap:name=tap%d", f"bad name 'tap%d': {NAME_RULE}"),
+        ("tap:name=..", f"bad name '..': {NAME_RULE}"),
         ("tap:netns=../../tmp/x", "bad netns '../../tmp/x': no spaces and none of / : %"),
     ],
 )  # fmt: skip
