@@ -100,7 +100,7 @@ def test_a_daemon_left_behind_does_not_delay_the_end(agent: GuestAgent) -> None:
     began = time.monotonic()
     done = agent.run(["sh", "-c", "sleep 60 & echo $!"])
     assert time.monotonic() - began < 5
-    agent.run(["kill", done.text.strip()])
+    agent.run(["sh", "-c", f"kill {done.text.strip()}"])
 
 
 def test_several_at_once_each_with_its_own_stream(agent: GuestAgent) -> None:
