@@ -60,7 +60,7 @@ class Loop:
 
     def _patience(self) -> float:
         """How long to wait for something to become readable, in seconds; -1: for ever."""
-        if self._soon:
+        if self._soon or not self._running:
             return 0
         return max(0.0, min(self._timers.values()) - self.time()) if self._timers else -1
 

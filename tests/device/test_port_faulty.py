@@ -1,0 +1,250 @@
+"""The faulty port on a real loop, around a pair and around nothing; the control socket and its client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from nicdev.control import Control, Identity
+from nicdev.edge.loop import Loop
+from nicdev.edge.port import PairPort, Port
+from nicdev.edge.port_faulty import FaultsCommand, FaultyPort
+from nicdev.faults.parse import parse
+from nicdev.nic import Nic, Packet
+from nicdev.stats import Counter, Stats
+from nicdev.tls.table import ContextTable
+from tests.device.test_cli import refused, serving
+from tests.unit.test_nic import PLAIN, segment
+
+DEADLINE = 10
+BAD = '[[rule]]\naction = "drop"\ndirection = "tx"\nflow = 0\n'
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def make_nic() -> Nic:
+    stats, table, boots = Stats(), ContextTable(8), count(1)
+    return Nic(stats, table, Control(Identity("1"), table, stats), lambda: next(boots))
+
+
+def until(loop: Loop, condition: Callable[[], bool]) -> None:
+    """Run the loop until the condition holds."""
+    deadline = time.monotonic() + DEADLINE
+
+    def check() -> None:
+        assert time.monotonic() < deadline
+        if condition():
+            loop.stop()
+        else:
+            loop.call_at(loop.time() + 0.001, check)
+
+    check()
+    loop._running = not condition()
+    loop.run()
+    loop._running = True
+    loop.call_at(None, check)
+
+
+class Far:
+    """Who takes what comes out of a port."""
+
+    def __init__(self, port: Port) -> None:
+        self.frames: list[bytes] = []
+        self.room = 1000
+        port.receiver = self.take
+
+    def take(self, _header: memoryview, frame: memoryview) -> bool:
+        self.frames.append(bytes(frame))
+        self.room -= 1
+        return self.room > 0
+
+
+class Cable:
+    """A NIC with a faulty port, a cable, and somebody at the other end of it."""
+
+    def __init__(self, loop: Loop, scenario: str = "") -> None:
+        near, self.far_port = PairPort.create(loop)
+        self.nic = make_nic()
+        self.port = FaultyPort(loop, near, self.nic)
+        self.far, self.device = Far(self.far_port), Far(self.port)
+        if scenario:
+            self.port.set(parse(scenario, "t"))
+
+    def out(self, *texts: bytes) -> None:
+        for text in texts:
+            assert self.port.send(packet(text))
+
+    def back(self, *texts: bytes) -> None:
+        for text in texts:
+            assert self.far_port.send(packet(text))
+
+
+def packet(text: bytes) -> Packet:
+    return Packet(PLAIN, memoryview(bytearray(segment(text))))
+
+
+def texts(far: Far) -> list[bytes]:
+    return [frame[54:] for frame in far.frames]
+
+
+def test_without_a_scenario_it_only_passes_on(loop: Loop) -> None:
+    cable = Cable(loop)
+    cable.out(b"a")
+    cable.back(b"b")
+    until(loop, lambda: bool(cable.far.frames and cable.device.frames))
+    assert (texts(cable.far), texts(cable.device)) == ([b"a"], [b"b"])
+    assert cable.port.describe() is None
+
+
+def test_both_directions_of_a_pair(loop: Loop) -> None:
+    rules = [f'[[rule]]\naction = "swap"\ndirection = "{d}"\n' for d in ("tx", "rx")]
+    cable = Cable(loop, "".join(rules))
+    cable.out(b"a", b"b", b"c")
+    cable.back(b"x", b"y")
+    until(loop, lambda: len(cable.far.frames) == 3 and len(cable.device.frames) == 2)
+    assert texts(cable.far) == [b"b", b"a", b"c"]
+    assert texts(cable.device) == [b"y", b"x"]
+
+
+def test_what_is_held_leaves_in_time_without_traffic(loop: Loop) -> None:
+    cable = Cable(loop, '[[rule]]\naction = "delay"\ndirection = "tx"\nms = 20\n[rx]\nreorder = 1\n')
+    began = loop.time()
+    cable.out(b"late")
+    cable.back(b"alone")
+    until(loop, lambda: bool(cable.far.frames and cable.device.frames))
+    assert loop.time() - began >= 0.02
+    assert cable.nic.stats[Counter.FAULT_DELAYED] == cable.nic.stats[Counter.FAULT_TIMED_OUT] == 1
+
+
+@pytest.mark.parametrize("end", ["clear", "close", "another"])
+def test_what_is_held_leaves_at_the_end(loop: Loop, end: str) -> None:
+    cable = Cable(loop, '[[rule]]\naction = "delay"\ndirection = "tx"\nms = 60000\ncount = "all"\n')
+    cable.out(b"a", b"b")
+    if end == "another":
+        cable.port.set(parse("", "t"))
+    else:
+        getattr(cable.port, end)()
+    assert [bytes(frame[54:]) for _, frame in cable.far_port._waiting] == [b"a", b"b"]
+    assert cable.nic.table.observer is None or end == "another"
+
+
+def test_a_device_that_is_full_gets_everything_in_order_later(loop: Loop) -> None:
+    cable = Cable(loop, "[rx]\nduplicate = 1\n")
+    cable.device.room = 2
+    cable.back(b"a", b"b", b"c")
+    until(loop, lambda: len(cable.device.frames) == 2)
+    assert texts(cable.device) == [b"a", b"a"]
+    for expected in (3, 4, 5, 6):
+        cable.device.room = 1
+        cable.port.resume()
+        until(loop, lambda n=expected: len(cable.device.frames) == n)  # type: ignore[misc]
+    assert texts(cable.device) == [b"a", b"a", b"b", b"b", b"c", b"c"]
+
+
+def test_packets_that_the_port_refuses_are_counted(loop: Loop) -> None:
+    class Shut(Port):
+        def send(self, packet: Packet) -> bool:
+            return False
+
+    nic = make_nic()
+    port = FaultyPort(loop, Shut(), nic)
+    assert not port.send(packet(b"a"))  # the queue counts it
+    port.set(parse("[tx]\nduplicate = 1", "t"))
+    assert port.send(packet(b"b"))
+    assert nic.stats[Counter.TX_DROP_PORT] == 2
+
+
+def test_timers_of_the_loop(loop: Loop) -> None:
+    ran: list[str] = []
+    now = loop.time()
+
+    def never() -> None:
+        ran.append("never")
+
+    def first() -> None:
+        ran.append("first")
+        loop.call_at(None, never)
+
+    def last() -> None:
+        ran.append("last")
+        loop.stop()
+
+    loop.call_at(now + 0.02, last)
+    loop.call_at(now + 60, first)
+    loop.call_at(now + 0.001, first)  # in place of the other time
+    loop.call_at(now + 0.01, never)
+    loop.run()
+    assert ran == ["first", "last"]
+    assert loop.time() >= now + 0.02
+
+
+def test_control_command(loop: Loop) -> None:
+    cables = [Cable(loop), Cable(loop)]
+    command = FaultsCommand([cable.port for cable in cables])
+    assert command({"do": "set", "text": "[tx]\ndrop = 1", "name": "f"}) == {}
+    assert command({"do": "set", "text": "seed = 5", "nic": 1}) == {}
+    cables[0].out(b"a")
+    nics = command({})["nics"]
+    assert [nic["scenario"] for nic in nics] == ["f", "scenario"]
+    assert nics[0]["rules"] == [{"name": "tx drop", "action": "drop", "direction": "tx", "fitted": 1, "struck": 1}]
+    error = command({"do": "set", "text": BAD, "name": "f"})
+    assert error == {"ok": False, "error": "f: rule 1: key flow: 0 is not a number from 1"}
+    assert command({"do": "show", "nic": 0})["nics"] == nics[:1]
+    assert command({"do": "clear"}) == {}
+    assert command({"do": "show"}) == {"nics": [None, None]}
+    for request in ({"do": "sit"}, {"do": "set"}, {"do": "set", "text": 3}, {"nic": 2}, {"nic": True}, {"nic": "0"}):
+        assert not command(request)["ok"]
+
+
+# -- the programs --------------------------------------------------------------------------------------------------
+
+
+def ctl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "nicdev.ctl", *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def test_ctl(tmp_path: Path) -> None:
+    control, scenario, bad = (tmp_path / name for name in ("control", "loss.toml", "bad.toml"))
+    scenario.write_text("[rx]\ndrop = 0.01\n")
+    bad.write_text(BAD)
+    begin = ("--socket-path", tmp_path / "nic", "--port", "null", "--control", control, "--faults", scenario)
+    with serving(*begin):
+        shown = json.loads(ctl(control, "faults", "show").stdout)
+        assert (shown["scenario"], [rule["name"] for rule in shown["rules"]]) == (str(scenario), ["rx drop"])
+        assert ctl(control, "faults", "clear").returncode == 0
+        assert ctl(control, "faults", "show").stdout == "no faults\n"
+        done = ctl(control, "faults", "set", bad)
+        line = f"tlsnic-ctl: {bad}: rule 1: key flow: 0 is not a number from 1\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+        assert ctl(control, "faults", "set", scenario).returncode == 0
+        assert json.loads(ctl(control, "faults", "show").stdout)["scenario"] == str(scenario)
+        assert "version" in json.loads(ctl(control, "info").stdout)
+        assert ctl(control, "contexts").stdout == ctl(control, "stats").stdout == ""
+        assert "fault_dropped 0\n" in ctl(control, "stats", "--all").stdout
+        absent = ctl(control, "faults", "set", tmp_path / "absent")
+        assert absent.stderr == f"tlsnic-ctl: cannot read {tmp_path}/absent: No such file or directory\n"
+    assert ctl(tmp_path / "nobody", "info").stderr.startswith(f"tlsnic-ctl: cannot ask at {tmp_path}/nobody: ")
+
+
+def test_a_bad_scenario_on_the_command_line(tmp_path: Path) -> None:
+    bad, binary = tmp_path / "bad.toml", tmp_path / "binary"
+    bad.write_text(BAD)
+    binary.write_bytes(b"\xff")
+    begin: tuple[str | Path, ...] = ("--socket-path", tmp_path / "nic", "--port", "null", "--faults")
+    assert refused(*begin, bad) == f"{bad}: rule 1: key flow: 0 is not a number from 1"
+    assert refused(*begin, binary) == f"{binary}: not a text in UTF-8"
+    assert refused(*begin, tmp_path) == f"cannot read scenario {tmp_path}: Is a directory"
+    assert refused(*begin, f"1={bad}") == f"--faults 1={bad}: there is no NIC 1, the last is 0"
