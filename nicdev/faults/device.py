@@ -9,7 +9,7 @@ Records are counted where the wire's director sees their headers, so also while 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from nicdev.abi import Status
 from nicdev.faults.flows import Due, Flow, Flows
@@ -23,6 +23,10 @@ from nicdev.tls.tx import TxContext
 from nicdev.wire.frame import Frame
 
 MAX_WAITING: Final = 64  # questions and answers per flow; more are lost, and counted so
+# The fields of a verdict that put a question to the driver, or go with one, and what they are without.
+NO_QUESTION: Final[dict[str, Any]] = {
+    name: value for name, value in RxResult._field_defaults.items() if name in ("ask", "opened", "guess", "cancelled")
+}
 
 
 class Faults:
@@ -148,7 +152,8 @@ class DeviceFaults(Faults):
 
     def _request(self, flow: Flow, result: RxResult) -> RxResult:
         """Take away the packet's question, or give it one that waited."""
-        if result.ask is not None:
+        question = {name: getattr(result, name) for name in NO_QUESTION}
+        if question != NO_QUESTION:
             selector = self._striking(flow, (Action.LOSE_REQUEST, Action.DELAY_REQUEST))
             if selector is None:
                 return result
@@ -156,10 +161,10 @@ class DeviceFaults(Faults):
                 self._stats.add(Counter.FAULT_REQUESTS_LOST)
             else:
                 self._stats.add(Counter.FAULT_REQUESTS_DELAYED)
-                flow.requests.append((self._due(selector.rule, flow), result.ask))
-            result = result._replace(ask=None)
-        if flow.requests and result.ask is None and self._over(flow.requests[0][0], flow):
-            result = result._replace(ask=flow.requests.popleft()[1])
+                flow.requests.append((self._due(selector.rule, flow), question))
+            return result._replace(**NO_QUESTION)
+        if flow.requests and self._over(flow.requests[0][0], flow):
+            return result._replace(**flow.requests.popleft()[1])
         return result
 
     # -- waits --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from struct import Struct
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from nicdev.abi import Cipher, Direction, TlsVersion
 from nicdev.faults.scenario import Part
@@ -142,7 +142,7 @@ class Flow:
         prefix = HEADER_LEN + (8 if explicit else 0)
         self.follower = Follower(params.start_seq, prefix, place, params.rec_seq) if place is not None else None
         self.packets = 0  # that the device judged
-        self.requests: deque[tuple[Due, int]] = deque()  # resync questions that wait: sequence number
+        self.requests: deque[tuple[Due, dict[str, Any]]] = deque()  # resync questions that wait: fields of a verdict
         self.answers: deque[tuple[Due, int, int]] = deque()  # resync answers that wait: sequence number, record number
 
     @property
