@@ -151,6 +151,7 @@ struct tlsnic_ctx {
 	u32 slot;
 	enum tlsnic_dir dir;
 	bool held;			/* maybe, by the device; ctx_mutex */
+	bool adding;			/* the first ADD is out; ctx_mutex */
 
 	spinlock_t lock;		/* guards the fields up to @add */
 	u32 generation;

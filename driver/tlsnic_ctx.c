@@ -110,6 +110,7 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	ctx->priv = priv;
 	spin_lock_init(&ctx->lock);
 	ctx->held = true;
+	ctx->adding = true;
 	ctx->on_device = true;
 	ctx->in_sync = true;
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
@@ -120,10 +121,11 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	if (err)
 		return err;
 	err = tlsnic_ctx_send_add(ctx);
-	if (!err)
-		return 0;
 
 	mutex_lock(&priv->ctx_mutex);
+	ctx->adding = false;
+	if (!err)
+		goto unlock;
 	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
 	if (err == -ETIMEDOUT || err == -EIO) {
 		/* it may have the context, now or later: let a DEL follow */
@@ -132,6 +134,7 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 		ctx->del = NULL;
 	}
 	ida_free(&priv->slot_ida, ctx->slot);
+unlock:
 	mutex_unlock(&priv->ctx_mutex);
 	return err;
 }
@@ -164,7 +167,10 @@ static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
 	spin_unlock_bh(&ctx->lock);
 }
 
-/* The device that knew our contexts is gone */
+/*
+ * The device that knew our contexts is gone. An ADD still in the ring, though,
+ * is carried out by the new one.
+ */
 void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 {
 	struct tlsnic_ctx *ctx;
@@ -175,7 +181,7 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
 		if (!ctx)
 			continue;
-		ctx->held = false;
+		ctx->held = ctx->adding;
 		tlsnic_ctx_lost(ctx);
 	}
 	mutex_unlock(&priv->ctx_mutex);

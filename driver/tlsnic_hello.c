@@ -123,6 +123,8 @@ void tlsnic_work(struct work_struct *work)
 	struct tlsnic_priv *priv = container_of(to_delayed_work(work),
 						struct tlsnic_priv, work);
 
+	if (test_bit(TLSNIC_F_NO_WORK, &priv->flags))
+		return;
 	if (!tlsnic_link_up(priv)) {
 		netif_carrier_off(priv->dev);
 		return;

@@ -208,15 +208,18 @@ static void tlsnic_settle(struct tlsnic_priv *priv)
 }
 
 /*
- * Unregistering deletes the contexts, so the rings stop after it; and the work
- * ends when neither interrupt nor NAPI can ask for it any more.
+ * The carrier of an unregistered device must not change, so the work has
+ * nothing to do any more before that. Unregistering deletes the contexts, so
+ * the rings stop after it. Interrupt or NAPI may have asked for the work in
+ * vain meanwhile, hence it is cancelled again.
  */
 static void tlsnic_remove(struct virtio_device *vdev)
 {
 	struct tlsnic_priv *priv = vdev->priv;
 
-	unregister_netdev(priv->dev);
 	set_bit(TLSNIC_F_NO_WORK, &priv->flags);
+	cancel_delayed_work_sync(&priv->work);
+	unregister_netdev(priv->dev);
 	tlsnic_settle(priv);
 	tlsnic_rings_stop(priv);
 	cancel_delayed_work_sync(&priv->work);
