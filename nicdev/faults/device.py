@@ -57,7 +57,7 @@ class DeviceFaults(Faults):
         self._stats = stats
         self._clock = clock
         self._keeps_wire = any(selector.rule.action is Action.WITHHOLD_VERDICT for selector in rules)
-        self._desynced: set[tuple[str, int]] = set()  # rule, flow
+        self._desyncs: dict[tuple[str, int], bool] = {}  # rule, flow: done, or still to be done
 
     def refusal(self, params: ContextParams) -> Status:
         """See Faults."""
@@ -114,21 +114,27 @@ class DeviceFaults(Faults):
         return None
 
     def _desync(self, flow: Flow | None, context: TxContext | RxContext) -> None:
-        """Before the first packet that begins in the rule's record or behind it; once per flow and rule."""
+        """Before the first packet that begins in the rule's record or behind it; once per flow and rule.
+
+        A context that may not forget its place just then does so as soon as it may.
+        """
         place = context.place
         if flow is None or place is None:
             return
         for selector in self._rules:
             rule = selector.rule
-            once = (rule.name, flow.number)
-            if rule.action is not Action.DESYNC or rule.direction is not flow.direction or once in self._desynced:
+            if rule.action is not Action.DESYNC or rule.direction is not flow.direction:
                 continue
             reached = place.number - flow.rec_seq >= (rule.record or 0)
-            if reached and selector.fits_flow(flow, flow.local, flow.remote):
-                self._desynced.add(once)
-                if selector.strikes():
-                    context.lose_sync()
-                    self._stats.add(Counter.FAULT_DESYNCED)
+            if not reached or not selector.fits_flow(flow, flow.local, flow.remote):
+                continue
+            key = (rule.name, flow.number)
+            if key not in self._desyncs:
+                self._desyncs[key] = not selector.strikes()
+            if not self._desyncs[key]:
+                context.lose_sync()
+                self._desyncs[key] = context.place is None
+                self._stats.add(Counter.FAULT_DESYNCED, self._desyncs[key])
 
     def _verdict(self, flow: Flow, parsed: Frame, payload: memoryview, wire: bytes, result: RxResult) -> RxResult:
         """The verdict that the rules make of the true one; `wire` is the payload as it came."""
