@@ -78,6 +78,16 @@ class Outcome(NamedTuple):
 _NOTHING = Outcome(None, b"")
 
 
+def _resync_fields(result: RxResult) -> tuple[int, int]:
+    """resync_seq and resync_len of a verdict; it holds one question at most."""
+    if result.opened is not None:
+        return result.opened
+    for seq in (result.ask, result.guess):
+        if seq is not None:
+            return seq, 0
+    return 0, 0
+
+
 class Nic:
     """One NIC: contexts, counters and the two packet paths. `boot_ids` yields a fresh random u64 per reset."""
 
@@ -276,7 +286,7 @@ class Nic:
         header[0] &= _RX_FLAGS  # nothing from a port can look like an extension
         parsed = parse(frame)
         if parsed is None:
-            return [(0, self._receive_one(header, frame, None))]
+            return self._received(0, [self._receive_one(header, frame, None)])
         key = (parsed.src, parsed.sport, parsed.dst, parsed.dport)
         queue = self._steering.get(key, 0)
         if header[1] and not self.features & _NEEDS_SEGMENTING.get(header[1] & 0x7F, 0):
@@ -285,8 +295,12 @@ class Nic:
             except FrameError as drop:
                 self.stats.add(drop.counter)
                 return []
-            return [(queue, self._receive_one(h, f, parse(f))) for h, f in pieces]
-        return [(queue, self._receive_one(header, frame, parsed))]
+            return self._received(queue, [self._receive_one(h, f, parse(f)) for h, f in pieces])
+        return self._received(queue, [self._receive_one(header, frame, parsed)])
+
+    @staticmethod
+    def _received(queue: int, packets: list[Packet | None]) -> list[tuple[int, Packet]]:
+        return [(queue, packet) for packet in packets if packet is not None]
 
     @staticmethod
     def _segments(header: memoryview, frame: memoryview, parsed: Frame) -> list[tuple[memoryview, memoryview]]:
@@ -305,14 +319,19 @@ class Nic:
             checksum.finish_partial(frame, start, offset)
         return bytes(abi.VNET_HDR_LEN)
 
-    def _receive_one(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> Packet:
+    def _receive_one(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> Packet | None:
         self._observe("rx", View.WIRE, frame, "")
         packet, about = self._verdict(header, frame, parsed)
-        self._observe("rx", View.HOST, packet.frame, about, same=True)
+        if packet is None:
+            self.stats.add(Counter.RX_DROP_INCONSISTENT)
+        else:
+            self._observe("rx", View.HOST, packet.frame, about, same=True)
         return packet
 
-    def _verdict(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> tuple[Packet, str]:
-        """The packet as the guest gets it, and a remark for observers."""
+    def _verdict(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> tuple[Packet | None, str]:
+        """The packet as the guest gets it, None if it must not get it; and a remark for observers."""
+        if parsed is None and self.table.hides(frame):
+            return None, ""
         hit = None
         if self._version and parsed is not None and parsed.payload < parsed.end:
             hit = self.table.lookup_rx(parsed.dst, parsed.dport, parsed.src, parsed.sport)
@@ -324,10 +343,13 @@ class Nic:
             return plain, "bad checksum"
         slot, generation, _ = hit
         result = self.control.faults.decrypt(hit, parsed, frame[parsed.payload : parsed.end])
+        if result.drop:
+            return None, ""
         flags = self._count_rx(result, parsed)
         records = result.records & 0xFFFF
+        resync = _resync_fields(result)
         extension = abi.RX_TLS.pack(
-            abi.ExtType.RX_TLS, flags, abi.RX_TLS.size, slot, generation, result.ask or 0, 0, records, result.plaintext
+            abi.ExtType.RX_TLS, flags, abi.RX_TLS.size, slot, generation, *resync, records, result.plaintext
         )
         marked = bytes((plain.header[0] | abi.HDR_F_EXT,)) + plain.header[1:] + extension
         about = f"slot={slot} gen={generation} rx {'decrypted' if result.decrypted else 'untouched'}"
@@ -345,8 +367,16 @@ class Nic:
         stats[Counter.RX_TLS_AUTH_FAIL] += result.auth_failed
         stats[Counter.RX_TLS_LOST_SYNC] += result.lost_sync
         stats[Counter.RX_TLS_RESYNCED] += result.resynced
-        stats[Counter.RX_TLS_ASKED] += result.ask is not None
-        flags = abi.RxTlsFlag.DECRYPTED if result.decrypted else abi.RxTlsFlag(0)
-        if result.ask is not None:
-            flags |= abi.RxTlsFlag.RESYNC_REQ
-        return int(flags | (abi.RxTlsFlag.ERROR if result.error else 0))
+        flags = int(abi.RxTlsFlag.DECRYPTED) if result.decrypted else 0
+        if result.error:
+            flags |= abi.RxTlsFlag.ERROR
+        for given, counter, flag in (
+            (result.ask is not None, Counter.RX_TLS_ASKED, abi.RxTlsFlag.RESYNC_REQ),
+            (result.opened is not None, Counter.RX_TLS_RESYNC_STARTED, abi.RxTlsFlag.RESYNC_START),
+            (result.guess is not None, Counter.RX_TLS_RESYNC_GUESSED, abi.RxTlsFlag.RESYNC_END),
+            (result.cancelled, Counter.RX_TLS_RESYNC_CANCELLED, abi.RxTlsFlag.RESYNC_CANCEL),
+        ):
+            if given:
+                stats[counter] += 1
+                flags |= flag
+        return int(flags)

@@ -76,6 +76,10 @@ class Counter(IntEnum):
     FAULT_DESYNCED = auto()  # contexts forced out of sync
     FAULT_VERDICTS = auto()  # packets with another verdict than they deserve
     INTERNAL_ERRORS = auto()  # of our own making, logged with a traceback; a ring in which one happens stops
+    RX_DROP_INCONSISTENT = auto()  # it contradicts what other records were decrypted on: see docs/device.md
+    RX_TLS_RESYNC_STARTED = auto()  # asynchronous resync attempts: opened, ended with a guess, abandoned
+    RX_TLS_RESYNC_GUESSED = auto()
+    RX_TLS_RESYNC_CANCELLED = auto()
 
 
 class Stats:

@@ -18,7 +18,12 @@ from struct import Struct
 from typing import Final, Protocol
 
 from cryptography.exceptions import AlreadyFinalized, InternalError, InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.ciphers import AEADDecryptionContext, AEADEncryptionContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import (
+    AEADDecryptionContext,
+    AEADEncryptionContext,
+    algorithms,
+    modes,
+)
 from cryptography.hazmat.primitives.ciphers import Cipher as Ciphering
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.poly1305 import Poly1305
@@ -29,7 +34,9 @@ BytesLike = bytes | bytearray | memoryview
 TAG_LEN: Final = 16  # bytes, of every AEAD here
 NONCE_LEN: Final = 12
 
-_CHACHA_BLOCK_0: Final = bytes(64)
+_AES_BLOCK: Final = 16
+_CHACHA_BLOCK: Final = 64
+_CHACHA_BLOCK_0: Final = bytes(_CHACHA_BLOCK)
 _LENGTHS: Final = Struct("<QQ")
 
 
@@ -58,6 +65,13 @@ class Opener(Protocol):
 
     def verify(self, tag: BytesLike) -> bool:
         """Whether the tag is right; once, after the last piece."""
+
+
+class Keystream(Protocol):
+    """The bare cipher from some place on."""
+
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        """XOR `data` with the key stream into `buf`, of at least the same length."""
 
 
 class AeadKey:
@@ -109,6 +123,27 @@ class AeadKey:
             return _ChaChaOpener(self._key, nonce, aad)
         return _GcmOpener(Ciphering(self._aes, modes.GCM(nonce)).decryptor(), aad)
 
+    def keystream(self, nonce: bytes, offset: int) -> Keystream:
+        """The bare cipher at byte `offset` of a message's text: `update_into` decrypts, nothing is authenticated.
+
+        NIST SP 800-38D 7.1: the text of AES-GCM starts with counter 2; RFC 8439 2.8: that of ChaCha20 with block 1.
+        May raise one of FAULTS.
+        """
+        if self._one_shot is None:
+            raise KeyWipedError
+        mode: modes.CTR | None = None
+        if self._aes is None:
+            block, skip = divmod(offset, _CHACHA_BLOCK)
+            cipher: algorithms.AES | algorithms.ChaCha20 = algorithms.ChaCha20(
+                self._key, (block + 1).to_bytes(4, "little") + nonce
+            )
+        else:
+            block, skip = divmod(offset, _AES_BLOCK)
+            cipher, mode = self._aes, modes.CTR(nonce + (block + 2).to_bytes(4, "big"))
+        stream = Ciphering(cipher, mode).decryptor()
+        stream.update(bytes(skip))
+        return stream
+
     def wipe(self) -> None:
         """Overwrite the key and forget the library's objects; every later use raises KeyWipedError."""
         self._key[:] = bytes(len(self._key))
@@ -155,7 +190,7 @@ class _ChaChaStream:
 
     def __init__(self, key: bytearray, nonce: BytesLike, aad: BytesLike) -> None:
         self._stream = Ciphering(algorithms.ChaCha20(key, bytes(4) + nonce), None).encryptor()
-        block = bytearray(64)
+        block = bytearray(_CHACHA_BLOCK)
         self._stream.update_into(_CHACHA_BLOCK_0, block)
         self._mac = Poly1305(memoryview(block)[:32])
         block[:] = _CHACHA_BLOCK_0

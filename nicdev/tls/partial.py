@@ -25,6 +25,11 @@ class _PartialRecord:
         self._pos = 0  # bytes fed
         self._text_end = 0  # where the tag starts in the record; 0 while the prefix is incomplete
 
+    @property
+    def head(self) -> bytes:
+        """What was fed of header and explicit nonce."""
+        return bytes(self._head)
+
     def _split(self, src: BytesLike) -> tuple[int, int]:
         """Take the prefix bytes of `src`; start and end of the text in it. Moves the position behind `src`."""
         start = min(self._fmt.prefix - len(self._head), len(src))

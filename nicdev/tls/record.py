@@ -65,6 +65,10 @@ class RecordFormat:
             return 0
         return HEADER_LEN + length
 
+    def header(self, total: int) -> bytes:
+        """Header of an application data record of that length, header and tag included."""
+        return _HEADER.pack(23, LEGACY_VERSION, total - HEADER_LEN)
+
     def may_start(self, head: bytes) -> bool:
         """Whether a header can begin with these 1 to 4 bytes."""
         return (

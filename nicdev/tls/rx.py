@@ -59,6 +59,10 @@ class RxResult(NamedTuple):
     lost_sync: bool = False  # in sync before this packet, not any more
     resynced: bool = False  # a resync took effect with this packet
     ask: int | None = None  # where a record seems to start (TCP sequence number): the host is to tell its number
+    drop: bool = False  # the packet must not reach the host: see ideal
+    opened: tuple[int, int] | None = None  # driver-req-async: an attempt opens; TCP sequence number and length
+    guess: int | None = None  # driver-req-async: the attempt ends, a record seems to start here
+    cancelled: bool = False  # driver-req-async: the attempt is abandoned
 
 
 _UNTOUCHED: Final = RxResult()

@@ -8,15 +8,18 @@ names neither; it is looked up by its flow. The table owns the contexts: what le
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from nicdev.abi import MAX_TCP_PAYLOAD, Direction, RxPersonality, Status
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams
-from nicdev.tls.resync import strategy_for
+from nicdev.tls.personality import rx_context
 from nicdev.tls.rx import RxContext
+from nicdev.tls.store import Pool
 from nicdev.tls.tx import TxContext
+from nicdev.wire.hidden import hides_tcp
 
 Flow = tuple[bytes, int, bytes, int]  # local address and port (the guest), remote address and port
 
@@ -42,7 +45,7 @@ class ContextObserver(Protocol):
 class ContextTable:
     """At most `max_contexts` contexts of either direction; slots count from 0."""
 
-    __slots__ = ("_flows", "_scratch", "_slots", "max_contexts", "observer", "rx_personality")
+    __slots__ = ("_flows", "_pool", "_scratch", "_slots", "max_contexts", "observer", "rx_personality")
 
     def __init__(self, max_contexts: int, rx_personality: RxPersonality = RxPersonality.IDEAL) -> None:
         self.max_contexts = max_contexts
@@ -50,6 +53,7 @@ class ContextTable:
         self.observer: ContextObserver | None = None
         self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
         self._flows: dict[Flow, RxEntry] = {}
+        self._pool = Pool()
         self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
 
     def add(self, slot: int, generation: int, params: ContextParams) -> None:
@@ -65,7 +69,7 @@ class ContextTable:
         if params.direction is Direction.TX:
             self._slots[slot] = (generation, TxContext(params))
         else:
-            context = RxContext(params, self._scratch, strategy_for(self.rx_personality))
+            context = rx_context(self.rx_personality, params, self._scratch, self._pool)
             self._slots[slot] = (generation, context)
             self._flows[flow] = RxEntry(slot, generation, context)
         if self.observer is not None:
@@ -94,6 +98,10 @@ class ContextTable:
         """The rx context of a flow: addresses of 4 or 16 bytes, local is the guest, ports in host order."""
         return self._flows.get((local, local_port, remote, remote_port))
 
+    def hides(self, frame: memoryview) -> bool:
+        """Whether a frame that is no plain TCP segment may hold one of a flow that must see all of its segments."""
+        return any(map(partial(hides_tcp, frame), self._pool.indebted))
+
     def delete(self, slot: int, generation: int) -> None:
         """Wipe and forget a context. Raises CommandError(STALE)."""
         context = self._get(slot, generation)
@@ -113,7 +121,8 @@ class ContextTable:
             context.wipe()
             if self.observer is not None:
                 self.observer.deleted(slot, generation)
-        self._scratch[:] = bytes(len(self._scratch))
+        for scratch in (self._scratch, self._pool.scratch):
+            scratch[:] = bytes(len(scratch))
         return len(contexts)
 
     def counts(self) -> dict[Direction, int]:

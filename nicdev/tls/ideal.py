@@ -1,0 +1,452 @@
+"""rx `ideal`: what a NIC with memory can do. No packet waits, and hardly a record is left to the kernel.
+
+Theory of operation. In order, a packet takes the way of `rx`. Out of order, `Ahead` keeps a copy of its ciphertext,
+decrypts it by counter seek, and the packet that completes a record is marked only if the tag over the whole record is
+right; so a record of which every packet is marked is one that the peer sent, whichever copies of bytes the kernel uses.
+
+It must also be the right record for its place, since the kernel asks no more. A place is certain if the tags of all
+records before it verified (their lengths are authentic then), or if the host named it. Behind a hole nothing is
+certain: an attacker may have moved records. The device still marks them, and is *in debt* for it: it takes care that
+the kernel cannot get there by another way than the device assumed. Every header between the front and the records
+verified ahead must lead to them, with their numbers. The packet that brings a header that does not is dropped, and so
+are all packets of the flow from then on (poisoned): the connection stalls. A packet with another copy of a byte of that
+region is dropped, too; without debt it is left alone, and nothing is marked until the front has passed it (spoiled).
+
+The debt rests on seeing all that fills the hole. So while a flow is in debt, frames between its two addresses that hide
+their contents (fragments, tunnels, VLAN tags) are dropped; see table.
+
+What cannot be kept up without debt ends in a loss: the context scans for headers, asks the host (see resync), and then
+follows from the place the host named, muted: it verifies records, but marks none, until the host confirms a second
+place. The first place is certain, but not what passed since. `_floor` is where bytes begin that passed since the loss:
+a record with bytes before it may hold pieces that were marked on forgotten grounds.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nicdev.tls.aead import FAULTS
+from nicdev.tls.ahead import Ahead, Contradiction
+from nicdev.tls.context import ContextParams
+from nicdev.tls.partial import OpeningRecord
+from nicdev.tls.record import HEADER_LEN, MAX_NUMBER
+from nicdev.tls.resync import Ideal
+from nicdev.tls.rx import MAX_HOLE, RxContext, RxResult, RxState
+from nicdev.tls.store import MAX_FLOW, Pool
+from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, walk
+
+_UNTOUCHED: Final = RxResult()
+_DROP: Final = RxResult(drop=True)
+_FAR: Final = 1 << 62  # behind every position
+_ASK_AGAIN: Final = 1024  # records; more than a socket holds, so the answer is lost
+
+
+def _signed(difference: int) -> int:
+    difference &= SEQ_MASK
+    return difference - SEQ_MASK - 1 if difference >= SEQ_HALF else difference
+
+
+class IdealContext(RxContext):
+    """Decryption state of one flow that may remember."""
+
+    __slots__ = (
+        "_ahead",
+        "_anchored",
+        "_asked",
+        "_blind",
+        "_confirmed",
+        "_floor",
+        "_in_debt",
+        "_muted",
+        "_offset",
+        "_poisoned",
+        "_pool",
+        "_samples",
+        "_spoiled",
+        "_top",
+        "dropped",
+    )
+
+    def __init__(self, params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None) -> None:
+        """`scratch` as in RxContext, `pool` is shared by the contexts of a device."""
+        super().__init__(params, scratch, Ideal())
+        self._pool = Pool() if pool is None else pool
+        self._ahead: Ahead | None = None
+        self._anchored = False  # the front has moved: nothing that the device did not see is missing there
+        self._muted = params.no_sync
+        self._confirmed = not params.no_sync  # muted: the host has answered, or has no need to
+        self._floor = self._top = params.start_seq
+        self._asked: tuple[int, int] | None = None  # muted: where a record starts, and its number
+        self._offset: int | None = None  # explicit nonce less record number
+        self._samples = 0
+        self._blind = _FAR  # position from which on nothing is remembered
+        self._spoiled = -_FAR  # position up to which copies of bytes may differ
+        self._in_debt = False
+        self._poisoned = False
+        self.dropped = 0
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> Cursor | None:
+        """See RxContext."""
+        return self._cursor if self._state is RxState.IN_SYNC and not self._muted else None
+
+    def lose_sync(self) -> None:
+        """See RxContext. In debt, the place cannot be forgotten."""
+        if not self._in_debt:
+            self._forget()
+
+    def wipe(self) -> None:
+        """See RxContext."""
+        self._forget()
+        super().wipe()
+
+    def describe(self) -> dict[str, object]:
+        """See RxContext."""
+        ahead = self._ahead
+        return {
+            **super().describe(),
+            "state": self._name(),
+            "holes": sum(1 for run in ahead.runs) if ahead is not None else 0,
+            "ahead": ahead.store.size if ahead is not None else 0,
+            "debt": ahead.debt if ahead is not None and self._in_debt else 0,
+            "dropped": self.dropped,
+        }
+
+    def _name(self) -> str:
+        if self._poisoned:
+            return "poisoned"
+        if self._cursor is None:
+            return "scanning"
+        if self._muted:
+            return "tracking"
+        return "holes" if self._ahead is not None else "in_sync"
+
+    def _forget(self) -> None:
+        """Forget the place and all that was kept; everything marked from now on lies behind what has passed."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if self._cursor is not None:
+                self._raise_top((self._cursor.seq + ahead.top - ahead.front) & SEQ_MASK)
+            ahead.clear()
+        self._set_debt(False)
+        self._cursor = self._open = self._asked = None
+        self._state = RxState.LOST
+        self._muted, self._confirmed = True, False
+        self._floor = self._top
+        self._blind, self._spoiled = _FAR, -_FAR
+        self._strategy.found()
+
+    def _raise_top(self, seq: int) -> None:
+        if _signed(seq - self._top) > 0:
+            self._top = seq
+
+    def _set_debt(self, in_debt: bool) -> None:
+        if in_debt == self._in_debt:
+            return
+        self._in_debt = in_debt
+        pair = (self.params.local[0], self.params.remote[0])
+        flows = self._pool.indebted
+        flows[pair] = flows.get(pair, 0) + (1 if in_debt else -1)
+        if not flows[pair]:
+            del flows[pair]
+
+    # -- packets ------------------------------------------------------------------------------------------------------
+
+    def _place(self, seq: int, payload: memoryview) -> RxResult:
+        """See RxContext."""
+        cursor = self._cursor
+        if cursor is not None and self._ahead is None and not self._muted:
+            if seq == cursor.seq:
+                return self._in_order(cursor, payload)
+            gap = _signed(seq - cursor.seq)
+            if gap + len(payload) <= 0:
+                return self._old(cursor, gap, payload)
+        if self._poisoned:
+            self.dropped += 1
+            return _DROP
+        if cursor is None:
+            self._raise_top((seq + len(payload)) & SEQ_MASK)
+            return RxResult(ask=self._strategy.passed(self._fmt, seq, payload))
+        return self._out_of_order(cursor, seq, payload)
+
+    def _out_of_order(self, cursor: Cursor, seq: int, payload: memoryview) -> RxResult:
+        if _signed(seq - cursor.seq) >= MAX_HOLE:
+            return _UNTOUCHED
+        ahead = self._ahead
+        if ahead is None:
+            ahead, cursor = self._begin(cursor)
+            self._ahead, self._cursor = ahead, cursor
+        try:
+            return self._disorder(ahead, ahead.front + _signed(seq - cursor.seq), payload)
+        except FAULTS:
+            return self._fail(RxResult(error=True))
+
+    def _in_order(self, cursor: Cursor, payload: memoryview) -> RxResult:
+        result = self._follow(cursor, self._open, payload, True)
+        self._anchored = True
+        if self._samples < 2 and self._open is not None and self._cursor is not None:
+            self._learn(self._cursor.number, self._open.head)
+        if not result.error:
+            return result
+        self._top = (cursor.seq + len(payload)) & SEQ_MASK
+        self._forget()
+        return result._replace(lost_sync=True)
+
+    def _learn(self, number: int, head: bytes) -> None:
+        """Note how far the explicit nonce is from the record number; twice the same, and it is predicted."""
+        if self._fmt.prefix == HEADER_LEN or len(head) < self._fmt.prefix or self._samples < 0:
+            return
+        offset = (int.from_bytes(head[HEADER_LEN:], "big") - number) & MAX_NUMBER
+        if self._samples and offset != self._offset:
+            self._samples = -1  # never again
+        else:
+            self._samples, self._offset = self._samples + 1, offset
+
+    def _old(self, cursor: Cursor, gap: int, payload: memoryview) -> RxResult:
+        """Bytes before the cursor. Another header of the record that is still open makes all that follows uncertain."""
+        at = gap + cursor.pos  # of the packet in the open record
+        low, high = max(at, 0), min(at + len(payload), cursor.pos, HEADER_LEN)
+        if low < high and self._open is not None and payload[low - at : high - at] != self._open.head[low:high]:
+            self._top = cursor.seq
+            self._forget()
+            return RxResult(lost_sync=True)
+        return _UNTOUCHED
+
+    def _begin(self, cursor: Cursor) -> tuple[Ahead, Cursor]:
+        """Something is missing at the cursor; it steps back to the start of a header that is not complete."""
+        record = self._open
+        offset = None
+        if record is not None:
+            self._learn(cursor.number, record.head)
+        if self._samples >= 2:
+            offset = self._offset
+        ahead = Ahead(self._fmt, self._key, self._pool, cursor.number, offset)
+        head = cursor.head if record is None else record.head
+        if not cursor.pos or cursor.pos >= self._fmt.prefix or (record is None and cursor.size):
+            if cursor.pos:
+                ahead.resume(-cursor.pos, cursor.size, record)
+        else:  # a header that is not complete is something that arrived ahead
+            ahead.add(0, head, [(0, len(head))])
+            cursor = Cursor((cursor.seq - cursor.pos) & SEQ_MASK, cursor.number)
+        if not self._anchored:
+            self._muted = True
+        self._blind, self._spoiled = _FAR, -_FAR
+        self._open = None
+        return ahead, cursor
+
+    def _disorder(self, ahead: Ahead, at: int, payload: memoryview) -> RxResult:
+        """A packet at position `at`, while something is missing."""
+        data = bytes(payload)
+        end = at + len(data)
+        if end > self._blind:
+            ahead.top = max(ahead.top, end)
+            if at >= self._blind:
+                return _UNTOUCHED
+            data = data[: self._blind - at]
+        try:
+            fresh, comparable = ahead.fresh(at, data)
+        except Contradiction:
+            return self._differs(ahead, end)
+        comparable = comparable and len(data) == len(payload)
+        size = sum(high - low for low, high in fresh)
+        if at > ahead.front and not self._fits(ahead, size):
+            return self._no_room(ahead, at, end, size)
+        try:
+            ahead.add(at, data, fresh)
+            if not self._muted and fresh:
+                ahead.find_run(at, data)
+        except Contradiction:
+            return self._drop(True) if self._in_debt else self._fail(RxResult(error=True))
+        ask = self._question(ahead, at, data)
+        return self._judge(ahead, at, data, payload, comparable)._replace(ask=ask)
+
+    def _judge(self, ahead: Ahead, at: int, data: bytes, payload: memoryview, comparable: bool) -> RxResult:
+        """Decrypt a packet that was taken in, verify what it completes, move the front."""
+        end = at + len(data)
+        quiet = self._muted or not comparable or self._certain(ahead) < self._spoiled
+        texts = None if quiet else ahead.read(at, data, self._scratch)
+        front, good = ahead.front, ahead.good
+        hinted = self._state is RxState.HINTED and not self._muted
+        bad = ahead.verify()
+        stop = ahead.advance()
+        self._follow_front(ahead, ahead.front - front)
+        failed = sum(record.start < end and at < record.end for record in (*bad, *((stop,) if stop else ())))
+        result = RxResult(auth_failed=failed, error=bool(failed))
+        if texts is not None and not failed:
+            for low, high in texts:
+                payload[low:high] = self._scratch[low:high]
+            result = RxResult(True, ahead.good - good, sum(high - low for low, high in texts))
+        if stop is not None:
+            return self._fail(result)
+        self._set_debt(bool(ahead.debt) and not self._muted)
+        if self._blind < _FAR and not ahead.debt:
+            return self._fail(result)
+        if self._muted and self._unmute():
+            hinted = True
+        if hinted and self._state is RxState.IN_SYNC:
+            result = result._replace(resynced=True)
+        self._leave(ahead)
+        return result
+
+    # -- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def _drop(self, poison: bool) -> RxResult:
+        self._poisoned = self._poisoned or poison
+        self.dropped += 1
+        return _DROP
+
+    def _fail(self, result: RxResult) -> RxResult:
+        """The front cannot be followed any further."""
+        if self._in_debt:
+            self._poisoned = True
+            return result
+        lost_sync = self.place is not None
+        self._forget()
+        return result._replace(lost_sync=lost_sync)
+
+    def _differs(self, ahead: Ahead, end: int) -> RxResult:
+        """Another copy of a byte passed before."""
+        if self._in_debt:
+            return self._drop(False)
+        ahead.top = max(ahead.top, end)
+        self._spoiled = max(self._spoiled, ahead.top)
+        return _UNTOUCHED
+
+    def _fits(self, ahead: Ahead, size: int) -> bool:
+        return ahead.store.size + size <= MAX_FLOW and self._pool.free >= size
+
+    def _no_room(self, ahead: Ahead, at: int, end: int, size: int) -> RxResult:
+        """Memory is used up: see only what pays the debt."""
+        if not self._in_debt:
+            ahead.top = max(ahead.top, end)
+            return self._fail(_UNTOUCHED)
+        if at >= ahead.debt_end:
+            ahead.top = max(ahead.top, end)
+            self._blind = at
+            return _UNTOUCHED
+        return self._drop(False)
+
+    # -- the host -----------------------------------------------------------------------------------------------------
+
+    def resync(self, tcp_seq: int, rcd_sn: int) -> bool:
+        """See RxContext."""
+        cursor, ahead = self._cursor, self._ahead
+        if self._poisoned or (cursor is not None and not self._muted and ahead is None):
+            return False
+        if cursor is not None and ahead is not None and (not self._muted or not self._anchored):
+            at = ahead.front + _signed(tcp_seq - cursor.seq)
+            return ahead.front < at <= ahead.top and self._jump(ahead, at, Cursor(tcp_seq, rcd_sn))
+        if cursor is not None and self._asked is not None:
+            if tcp_seq != self._asked[0]:
+                return False
+            if rcd_sn == self._asked[1]:
+                self._confirmed = True
+            else:
+                self._forget()
+            return True
+        return self._track(tcp_seq, rcd_sn)
+
+    def _track(self, tcp_seq: int, rcd_sn: int) -> bool:
+        """Go on where the host's answer leads to."""
+        place = self._strategy.answer(None, False, tcp_seq, rcd_sn)
+        if self._cursor is not None or place is None or _signed(place.seq - self._top) < 0:
+            return False
+        self._cursor, self._open, self._state = place, None, RxState.HINTED
+        self._anchored = True
+        self._confirmed = self._confirmed or (place.seq, place.number) == (tcp_seq, rcd_sn)
+        if self._confirmed:
+            self._muted = False
+        self._strategy.found()
+        return True
+
+    def _jump(self, ahead: Ahead, at: int, place: Cursor) -> bool:
+        """The host has come to `place`, so it has all that is missing before."""
+        record = next((record for record in ahead.records if record.start == at), None)
+        if self._muted:
+            try:
+                ahead.restart(at, place.number)
+            except Contradiction:
+                self._forget()
+                return True
+            self._muted, self._anchored = False, True
+            self._strategy.found()
+        elif record is None or not record.run.known:
+            return False
+        elif record.number != place.number:
+            self._fail(_UNTOUCHED)
+            return True
+        else:
+            ahead.jump(record)
+            self._set_debt(bool(ahead.debt))
+        self._cursor, self._state, self._asked = place, RxState.HINTED, None
+        return True
+
+    def _question(self, ahead: Ahead, at: int, data: bytes) -> int | None:
+        """Ask about a record start in a packet: while muted, and when a hole is not filled for a long time."""
+        cursor = self._cursor
+        assert cursor is not None
+        if self._muted and not self._anchored:
+            return self._strategy.passed(self._fmt, (cursor.seq + at - ahead.front) & SEQ_MASK, memoryview(data))
+        if not self._muted and ahead.store.size < MAX_FLOW // 2:
+            return None
+        starts = [r for r in ahead.records if at <= r.start < at + len(data) and r is not ahead.current and r.run.known]
+        if not starts or (self._asked is not None and starts[-1].number - self._asked[1] < _ASK_AGAIN):
+            return None
+        self._asked = ((cursor.seq + starts[-1].start - ahead.front) & SEQ_MASK, starts[-1].number)
+        return self._asked[0]
+
+    def _unmute(self) -> bool:
+        """Mark again, if the host confirmed all that the front stands on, and nothing was marked on other grounds."""
+        cursor, asked = self._cursor, self._asked
+        if cursor is None or not self._confirmed or not self._anchored:
+            return False
+        if asked is not None and _signed(cursor.seq - asked[0]) < 0:
+            return False
+        if _signed(cursor.seq - cursor.pos - self._floor) < 0:
+            return False
+        self._muted, self._asked = False, None
+        self._strategy.found()
+        return asked is not None
+
+    @staticmethod
+    def _certain(ahead: Ahead) -> int:
+        """Up to where records and their places are certain."""
+        return ahead.front if ahead.current is None else ahead.current.start
+
+    def _follow_front(self, ahead: Ahead, moved: int) -> None:
+        """The front moved by that many bytes."""
+        cursor = self._cursor
+        if not moved or cursor is None:
+            return
+        record = ahead.current
+        seq = (cursor.seq + moved) & SEQ_MASK
+        if record is None:
+            self._cursor = Cursor(seq, ahead.number)
+        else:
+            self._cursor = Cursor(seq, record.number, ahead.front - record.start, record.size)
+        self._state = RxState.IN_SYNC
+        self._anchored = True
+
+    def _leave(self, ahead: Ahead) -> None:
+        """Nothing is missing any more: go on as in order."""
+        cursor = self._cursor
+        assert cursor is not None
+        rest = ahead.store.size
+        if self._muted or rest >= self._fmt.prefix or ahead.debt or self._certain(ahead) < self._spoiled:
+            return
+        head = ahead.store.read(ahead.front, rest)
+        if len(head) != rest or ahead.top != ahead.front + rest:
+            return
+        self._open = ahead.opener
+        if head:
+            walked = walk(self._fmt, cursor, memoryview(head))
+            if walked is None:
+                return
+            self._cursor = walked.after
+            self._open = OpeningRecord(self._fmt, self._key, cursor.number)
+            self._open.feed(memoryview(head), self._pool.scratch)
+        self._top = self._cursor.seq if self._cursor is not None else self._top
+        ahead.clear()
+        self._ahead = None
