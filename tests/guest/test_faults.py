@@ -49,7 +49,7 @@ def test_loss_of_segments_of_wire_size(bed: Bed, capture_path: Path) -> None:
     assert seen.nic["fault_dropped"] == struck["rx drop"]
     assert 10 <= seen.nic["fault_dropped"] <= 80  # 2 times 1,500 segments
     records = sum(stream.records for stream in seen.streams("rx"))
-    assert records / 3 < seen.nic["rx_tls_records"] < records
+    assert records / 3 < seen.nic["rx_tls_records"] <= records
     assert seen.nic["rx_tls_auth_fail"] == 0
 
 

@@ -13,7 +13,7 @@ from nicdev.faults.director import Director
 from nicdev.faults.parse import parse
 from nicdev.nic import Nic
 from nicdev.stats import Counter, Stats
-from nicdev.tls.context import params_from_ctx_add
+from nicdev.tls.context import ContextParams, params_from_ctx_add
 from nicdev.tls.rx import RxContext, RxResult
 from nicdev.tls.table import ContextTable, RxEntry
 from nicdev.wire.frame import parse as parse_frame
@@ -91,6 +91,15 @@ def test_refused_adds_leave_nothing(line: str, refused: abi.Status) -> None:
     assert nic.stats[Counter.FAULT_ADDS_REFUSED] == nic.stats[Counter.CTX_REFUSED] == 2
     nic.control.faults = Faults()
     assert try_add(nic, abi.Direction.TX, 1) == abi.Status.OK
+
+
+def test_the_key_of_a_refused_context_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(rule("refuse-add", 'direction = "rx"'))
+    seen: list[ContextParams] = []
+    refusal = bench.director.device.refusal
+    monkeypatch.setattr(bench.director.device, "refusal", lambda params: (seen.append(params), refusal(params))[1])
+    assert try_add(bench.nic, abi.Direction.RX) == abi.Status.REFUSED
+    assert [bytes(params.key) for params in seen] == [bytes(16)]
 
 
 def test_desync_of_rx_comes_back_by_a_resync() -> None:
