@@ -97,7 +97,12 @@ def test_the_key_of_a_refused_context_is_wiped(monkeypatch: pytest.MonkeyPatch) 
     bench = Bench(rule("refuse-add", 'direction = "rx"'))
     seen: list[ContextParams] = []
     refusal = bench.director.device.refusal
-    monkeypatch.setattr(bench.director.device, "refusal", lambda params: (seen.append(params), refusal(params))[1])
+
+    def watched(params: ContextParams) -> abi.Status:
+        seen.append(params)
+        return refusal(params)
+
+    monkeypatch.setattr(bench.director.device, "refusal", watched)
     assert try_add(bench.nic, abi.Direction.RX) == abi.Status.REFUSED
     assert [bytes(params.key) for params in seen] == [bytes(16)]
 
