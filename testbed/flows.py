@@ -64,7 +64,7 @@ class Outcome:
 
 
 def _raw_jobs(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Guest's and peer's job. A receiver asks with one clear byte, when its context is there."""
+    """Guest's and peer's job. A receiver asks with one clear byte, so that its context is there before the data."""
     common = {**FlowKeys.from_seed(flow.cipher, flow.seed).as_job(flow.dir), "seed": flow.seed}
     send = [{"do": "send", "size": flow.size}, {"do": "shutdown"}]
     receive = [{"do": "recv", "size": flow.size}, {"do": "eof"}]
@@ -75,12 +75,14 @@ def _raw_jobs(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _openssl_jobs(flow: Flow, keylog: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Likewise. A receiver asks with one byte; its context was added with the peer's Finished already received."""
     common = {"cipher": OPENSSL_NAMES[flow.cipher], "seed": flow.seed}
     end = {"do": "shutdown"}
     if flow.dir == "tx":
         guest, steps = {"send": flow.size}, [{"do": "recv", "size": flow.size}, end]
     else:
-        guest, steps = {"recv": flow.size}, [{"do": "send", "size": flow.size}, end]
+        guest = {"send": 1, "recv": flow.size}
+        steps = [{"do": "recv", "size": 1}, {"do": "send", "size": flow.size}, end]
     return {**common, **guest}, {**common, "steps": steps, "keylog": str(keylog)}
 
 

@@ -34,15 +34,13 @@ def test_every_flow_is_offloaded_and_the_wire_is_encrypted(kernel: str) -> None:
         assert flow.offloaded
         assert flow.sha256_ok
         assert flow.records >= SIZE >> 14
-        # An OpenSSL socket gets its rx context with the peer's first record already received: it is born out of sync.
-        whole = flow.dir == "tx" or flow.peer == "raw"
-        assert flow.records_offloaded > flow.records * (0.98 if whole else 0.5)
+        assert flow.records_offloaded > flow.records * 0.97
     assert result.wire["records"] == result.wire["records_decrypted_ok"] > 18 * (SIZE >> 14)
     assert result.wire["plaintext_hits"] == 0
     assert result.tls_stat["TlsTxDevice"] >= 9
     assert result.tls_stat["TlsRxDevice"] >= 9
     assert result.ethtool["tx_tls_encrypted_bytes"] > 9 * SIZE
-    assert result.ethtool["rx_tls_decrypted_bytes"] > 9 * SIZE // 2
+    assert result.ethtool["rx_tls_decrypted_bytes"] > 8.5 * SIZE
 
 
 def test_on_the_oldest_qemu() -> None:
