@@ -168,7 +168,7 @@ class IdealContext(RxContext):
             return _DROP
         if cursor is None:
             self._raise_top((seq + len(payload)) & SEQ_MASK)
-            return RxResult(ask=self._strategy.passed(self._fmt, seq, payload))
+            return RxResult(ask=self._strategy.passed(self._fmt, None, seq, payload).ask)
         return self._out_of_order(cursor, seq, payload)
 
     def _out_of_order(self, cursor: Cursor, seq: int, payload: memoryview) -> RxResult:
@@ -388,7 +388,8 @@ class IdealContext(RxContext):
         cursor = self._cursor
         assert cursor is not None
         if self._muted and not self._anchored:
-            return self._strategy.passed(self._fmt, (cursor.seq + at - ahead.front) & SEQ_MASK, memoryview(data))
+            seq = (cursor.seq + at - ahead.front) & SEQ_MASK
+            return self._strategy.passed(self._fmt, cursor.seq, seq, memoryview(data)).ask
         if not self._muted and ahead.store.size < MAX_FLOW // 2:
             return None
         starts = [r for r in ahead.records if at <= r.start < at + len(data) and r is not ahead.current and r.run.known]

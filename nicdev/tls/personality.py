@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from nicdev.abi import RxPersonality
 from nicdev.tls.context import ContextParams
 from nicdev.tls.ideal import IdealContext
-from nicdev.tls.resync import strategy_for
+from nicdev.tls.resync import CoreNextHint, ResyncStrategy
 from nicdev.tls.rx import RxContext
+from nicdev.tls.scan import DriverReq, DriverReqAsync
 from nicdev.tls.store import Pool
+
+# As users write them.
+RX_PERSONALITIES: Final = {personality.name.lower().replace("_", "-"): personality for personality in RxPersonality}
+
+_STRATEGIES: Final[dict[RxPersonality, Callable[[], ResyncStrategy]]] = {
+    RxPersonality.DRIVER_REQ: DriverReq,
+    RxPersonality.DRIVER_REQ_ASYNC: DriverReqAsync,
+    RxPersonality.CORE_NEXT_HINT: CoreNextHint,
+}
 
 
 def rx_context(
@@ -16,4 +29,4 @@ def rx_context(
     """A new rx context; `scratch` and `pool` as their users say."""
     if personality is RxPersonality.IDEAL:
         return IdealContext(params, scratch, pool)
-    return RxContext(params, scratch, strategy_for(personality))
+    return RxContext(params, scratch, _STRATEGIES[personality]())

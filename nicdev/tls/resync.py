@@ -8,25 +8,39 @@ to stay.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
-from nicdev.abi import RxPersonality
 from nicdev.tls.chain import Chain
 from nicdev.tls.record import RecordFormat
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor
 
 
+class Question(NamedTuple):
+    """What the host is to be told or asked with a packet; the fields are those of RxResult."""
+
+    ask: int | None = None
+    opened: tuple[int, int] | None = None
+    guess: int | None = None
+    cancelled: bool = False
+
+
+NO_QUESTION: Final = Question()
+
+
 class ResyncStrategy(Protocol):
     """A way to find one's place again."""
 
-    def passed(self, fmt: RecordFormat, seq: int, payload: memoryview) -> int | None:
+    def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """A packet behind the cursor went by while the context is lost.
 
-        Where a record seems to start (TCP sequence number) if the host is to be asked for its number, else None.
+        `expected` is the TCP sequence number of the cursor, None if there is none.
         """
 
-    def found(self) -> None:
-        """The context is in sync: what was noted while it was lost is of no use any more."""
+    def found(self) -> bool:
+        """The context is in sync: what was noted while it was lost is of no use any more.
+
+        True if the host must be told that an attempt is abandoned.
+        """
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
         """Where to stand after an RX_RESYNC command, or None to stay at `cursor` (None: nowhere)."""
@@ -40,12 +54,13 @@ class CoreNextHint:
     off and tries again. Any other hint is where to stand: the packet that covers it resumes.
     """
 
-    def passed(self, fmt: RecordFormat, seq: int, payload: memoryview) -> int | None:
+    def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """A device without memory looks away."""
-        return None
+        return NO_QUESTION
 
-    def found(self) -> None:
+    def found(self) -> bool:
         """There is nothing to forget."""
+        return False
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
         """See ResyncStrategy; tcp_seq and rcd_sn are start and number of the next record."""
@@ -77,20 +92,21 @@ class Ideal:
         self._chain: Chain | None = None
         self._asked: int | None = None
 
-    def passed(self, fmt: RecordFormat, seq: int, payload: memoryview) -> int | None:
+    def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """See ResyncStrategy."""
         if self._chain is None:
             self._chain = Chain()
         chain = self._chain
         chain.follow(fmt, seq, payload)
         if chain.last is None or (self._asked is not None and chain.knows(self._asked)):
-            return None
+            return NO_QUESTION
         self._asked = chain.last
-        return self._asked
+        return Question(ask=self._asked)
 
-    def found(self) -> None:
+    def found(self) -> bool:
         """See ResyncStrategy."""
         self._chain = self._asked = None
+        return False
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
         """See ResyncStrategy. An answer that cannot be related to what has passed is taken for a hint."""
@@ -99,12 +115,3 @@ class Ideal:
             if place is not None:
                 return place
         return _next_hint(cursor, in_sync, tcp_seq, rcd_sn)
-
-
-def strategy_for(personality: RxPersonality) -> ResyncStrategy:
-    """The strategy of a personality. Raises ValueError for one that is not implemented."""
-    if personality is RxPersonality.IDEAL:
-        return Ideal()
-    if personality is RxPersonality.CORE_NEXT_HINT:
-        return CoreNextHint()
-    raise ValueError(f"rx personality {personality.name} is not implemented")

@@ -79,6 +79,7 @@ class RxContext:
         "_scratch",
         "_state",
         "_strategy",
+        "_withdrawn",
         "auth_failed",
         "losses",
         "packets",
@@ -99,6 +100,7 @@ class RxContext:
         self._cursor = None if params.no_sync else Cursor(params.start_seq, params.rec_seq)
         self._state = RxState.LOST if params.no_sync else RxState.IN_SYNC
         self._open: OpeningRecord | None = None  # the record that the cursor stands in, if all of it was seen
+        self._withdrawn = False  # the host is to be told that the attempt is abandoned
         self.packets = 0  # decrypted
         self.passed = 0  # left alone
         self.records = 0
@@ -117,6 +119,9 @@ class RxContext:
             self.auth_failed += result.auth_failed
             self.losses += result.lost_sync
         self.resyncs += result.resynced
+        if self._withdrawn:
+            self._withdrawn = False
+            return result._replace(cancelled=True)
         return result
 
     def resync(self, tcp_seq: int, rcd_sn: int) -> bool:
@@ -164,7 +169,7 @@ class RxContext:
         """Compare the packet with the cursor."""
         cursor = self._cursor
         if cursor is None:
-            return RxResult(ask=self._strategy.passed(self._fmt, seq, payload))
+            return RxResult(**self._strategy.passed(self._fmt, None, seq, payload)._asdict())
         gap = (seq - cursor.seq) & SEQ_MASK
         if not gap:
             return self._follow(cursor, self._open, payload, True)
@@ -176,7 +181,8 @@ class RxContext:
             return self._follow(beyond, None, payload, True)
         if gap >= MAX_HOLE:
             self._cursor = self._open = None
-        return self._lose(error=False)._replace(ask=self._strategy.passed(self._fmt, seq, payload))
+        question = self._strategy.passed(self._fmt, cursor.seq, seq, payload)
+        return self._lose(error=False)._replace(**question._asdict())
 
     def _follow(self, cursor: Cursor, record: OpeningRecord | None, payload: memoryview, whole: bool) -> RxResult:
         """Handle a payload that starts at `cursor`; `whole` if that is the whole packet."""
@@ -185,7 +191,7 @@ class RxContext:
             return self._lose(error=True)
         resynced = self._state is RxState.HINTED
         if self._state is not RxState.IN_SYNC:
-            self._strategy.found()
+            self._withdrawn = self._strategy.found()
         self._cursor, self._open, self._state = walked.after, None, RxState.IN_SYNC
         try:
             if whole and (record is not None or not cursor.pos):

@@ -1,4 +1,4 @@
-"""rx `ideal`: a lost context follows the headers that pass, so the kernel's hint may come late."""
+"""The strategy of a lost rx `ideal` context: it follows the headers that pass, so the kernel's answer may come late."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from nicdev.abi import Direction, RxPersonality
-from nicdev.tls.resync import CoreNextHint, Ideal, ResyncStrategy, strategy_for
+from nicdev.abi import Direction
+from nicdev.tls.resync import CoreNextHint, Ideal, ResyncStrategy
 from nicdev.tls.rx import RxContext
 from tests.support.tls_oracle import GCM_1_2, Stream, stream
 from tests.unit.test_tls_rx_disorder import BASE, Link
@@ -142,10 +142,3 @@ def test_random_disorder_never_marks_a_wrong_byte() -> None:
             if rng.random() < 0.3:
                 wire.resync(rng.choice(starts))
         assert marked <= len(packets)
-
-
-def test_personalities() -> None:
-    assert isinstance(strategy_for(RxPersonality.IDEAL), Ideal)
-    assert type(strategy_for(RxPersonality.CORE_NEXT_HINT)) is CoreNextHint
-    with pytest.raises(ValueError, match="DRIVER_REQ"):
-        strategy_for(RxPersonality.DRIVER_REQ)
