@@ -26,6 +26,7 @@ from nicdev.edge.device import Device
 from nicdev.edge.frontend import Frontend
 from nicdev.edge.host import LinuxHost
 from nicdev.edge.loop import Loop
+from nicdev.edge.personality import PersonalityCommand
 from nicdev.edge.port import PairPort, Port
 from nicdev.edge.port_faulty import FaultsCommand, FaultyPort
 from nicdev.edge.unix_socket import from_fd, listen_at
@@ -33,14 +34,11 @@ from nicdev.errors import ConfigError
 from nicdev.faults.parse import parse as parse_faults
 from nicdev.nic import Nic, Observer
 from nicdev.stats import Stats
+from nicdev.tls.personality import RX_PERSONALITIES
 from nicdev.tls.table import ContextTable
 from nicdev.vhost.protocol import VhostUserBackend
 
 CAPABILITIES: Final = {"type": "net", "features": ["tls-offload"]}
-RX_PERSONALITIES: Final = {
-    "ideal": abi.RxPersonality.IDEAL,
-    "core-next-hint": abi.RxPersonality.CORE_NEXT_HINT,
-}
 PORT_KINDS: Final = ("tap", "pair", "null")
 MAX_INTERFACE_NAME: Final = 15  # IFNAMSIZ with its NUL is 16
 
@@ -242,8 +240,10 @@ def _set_faults(config: Config, ports: Sequence[FaultyPort]) -> None:
         ports[number].set(scenario)
 
 
-def _control_handlers(nics: Sequence[Nic], ports: Sequence[FaultyPort]) -> dict[str, Any]:
+def _control_handlers(devices: Sequence[Device], ports: Sequence[FaultyPort]) -> dict[str, Any]:
+    nics = [device.nic for device in devices]
     return {
+        "personality": PersonalityCommand(devices),
         "faults": FaultsCommand(ports),
         "stats": lambda _: {"nics": [nic.stats.as_dict() for nic in nics]},
         "contexts": lambda _: {"nics": [_contexts(nic) for nic in nics]},
@@ -289,12 +289,13 @@ def run(config: Config) -> None:
         nics = [_build_nic(config) for _ in inner]
         ports = [FaultyPort(loop, port, nic) for port, nic in zip(inner, nics, strict=True)]
         _set_faults(config, ports)
-        for port, nic, path in zip(ports, nics, config.socket_paths or (None,), strict=True):
-            stack.callback(port.close)
-            nic.observer = observer
-            _serve(config, loop, Device(loop, nic, port, config.queues), path, stack)
+        devices = [Device(loop, nic, port, config.queues) for port, nic in zip(ports, nics, strict=True)]
+        for device, path in zip(devices, config.socket_paths or (None,), strict=True):
+            stack.callback(device.port.close)
+            device.nic.observer = observer
+            _serve(config, loop, device, path, stack)
         if config.control is not None:
-            stack.callback(ControlSocket(loop, config.control, _control_handlers(nics, ports)).close)
+            stack.callback(ControlSocket(loop, config.control, _control_handlers(devices, ports)).close)
         logging.getLogger(__name__).info("serving %s on port %s", config.socket_paths or config.fd, config.port.kind)
         loop.run()
 

@@ -114,6 +114,11 @@ class Nic:
         self._version = 0
         self._steering.clear()
 
+    @property
+    def greeted(self) -> bool:
+        """Whether the driver has said HELLO."""
+        return bool(self._version)
+
     def resumed(self) -> None:
         """The rings go on where they stopped: it was no new driver after all (QEMU resets a device that it pauses)."""
         if self._interrupted:

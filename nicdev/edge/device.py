@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from nicdev.abi import EventCode
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import RingError
@@ -107,6 +108,12 @@ class Device:
         self.nic.reset()
         self._held.clear()
         self.port.resume()
+
+    def tell(self, code: EventCode) -> None:
+        """Send the driver an event that is about no context."""
+        if self.nic.greeted:
+            self.nic.event(code)
+            self._flush_messages()
 
     # -- tx -----------------------------------------------------------------------------------------------------------
 

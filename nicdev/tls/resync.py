@@ -28,7 +28,9 @@ NO_QUESTION: Final = Question()
 
 
 class ResyncStrategy(Protocol):
-    """A way to find one's place again."""
+    """A way to find one's place again; `name` is that of the personality."""
+
+    name: str
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """A packet behind the cursor went by while the context is lost.
@@ -53,6 +55,8 @@ class CoreNextHint:
     of no use: in sync, all headers since then were followed; lost, the packets with them have passed. The kernel backs
     off and tries again. Any other hint is where to stand: the packet that covers it resumes.
     """
+
+    name = "core-next-hint"
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """A device without memory looks away."""
@@ -87,6 +91,8 @@ class Ideal:
     stands until it is answered: a host that is behind with reading would otherwise see it move away forever. It is
     asked again only if the answer must be lost: the chain began anew, or more has passed than a socket can hold.
     """
+
+    name = "ideal"
 
     def __init__(self) -> None:
         self._chain: Chain | None = None

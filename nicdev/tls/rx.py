@@ -154,6 +154,7 @@ class RxContext:
         cursor = self._cursor
         return {
             **self.params.describe(),
+            "personality": self._strategy.name,
             "state": self._state.name.lower(),
             "seq": cursor.seq if cursor else None,
             "record": cursor.number if cursor else None,

@@ -67,6 +67,8 @@ class Scan:
 class DriverReq:
     """driver-req: asks the host about a match, and relates the answer to where the stream is by then."""
 
+    name = "driver-req"
+
     def __init__(self) -> None:
         self._scan = Scan()
 
@@ -91,6 +93,8 @@ class DriverReq:
 
 class DriverReqAsync:
     """driver-req-async: opens an attempt with the match, submits it when it has proven itself, or cancels."""
+
+    name = "driver-req-async"
 
     def __init__(self) -> None:
         self._scan = Scan()

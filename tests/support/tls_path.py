@@ -28,10 +28,10 @@ def _nonce(suite: Suite, number: int, head: bytes) -> bytes:
 def crypt(suite: Suite, nonce: bytes, text: bytes) -> bytes:
     """XOR with the key stream of the whole text."""
     if suite.cipher is Cipher.CHACHA20_POLY1305:
-        cipher = Ciphering(algorithms.ChaCha20(suite.key, (1).to_bytes(4, "little") + nonce), None)
+        stream = Ciphering(algorithms.ChaCha20(suite.key, (1).to_bytes(4, "little") + nonce), None).encryptor()
     else:
-        cipher = Ciphering(algorithms.AES(suite.key), modes.CTR(nonce + (2).to_bytes(4, "big")))
-    return cipher.encryptor().update(text)
+        stream = Ciphering(algorithms.AES(suite.key), modes.CTR(nonce + (2).to_bytes(4, "big"))).encryptor()
+    return stream.update(text)
 
 
 @dataclass
@@ -126,26 +126,33 @@ class Kernel:
         return self.number.to_bytes(8, "big") + record[:3] + size.to_bytes(2, "big")
 
 
-def disorder(
-    rng: random.Random, length: int, mss: int, window: int, loss: float, reorder: float
-) -> Iterator[tuple[int, int]]:
-    """Segments of a stream as they arrive: a lost one `window` segments later, one out of order a few later."""
-    waiting: list[tuple[int, int]] = []  # time, offset; what was sent again
-    time = 0
-    offset = 0
+@dataclass(frozen=True)
+class Path:
+    """What happens to segments: rates, and after how many others a lost one is sent again."""
+
+    window: int = 64
+    loss: float = 0.0
+    reorder: float = 0.0
+    mss: int = 1448
+
+
+def disorder(rng: random.Random, length: int, path: Path) -> Iterator[tuple[int, int]]:
+    """Segments of a stream as they arrive: a lost one a window later, one out of order a few later."""
+    waiting: list[tuple[int, int]] = []  # time, offset; what comes late
+    time = offset = 0
     while offset < length or waiting:
-        due = [entry for entry in waiting if entry[0] <= time or offset >= length]
-        if due:
-            entry = min(due)
-            waiting.remove(entry)
-            at = entry[1]
-            again = True
+        due = min(waiting, default=None)
+        again = due is not None and (due[0] <= time or offset >= length)
+        if due is not None and again:
+            waiting.remove(due)
+            at = due[1]
         else:
-            at, offset, again = offset, offset + mss, False
+            at = offset
+            offset += path.mss
         time += 1
-        if rng.random() < loss:
-            waiting.append((time + window, at))
-        elif not again and rng.random() < reorder:
+        if rng.random() < path.loss:
+            waiting.append((time + path.window, at))
+        elif not again and rng.random() < path.reorder:
             waiting.append((time + rng.randrange(2, 8), at))
         else:
-            yield at, min(at + mss, length)
+            yield at, min(at + path.mss, length)

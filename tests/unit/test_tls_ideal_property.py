@@ -7,6 +7,7 @@ timestamp is enough), and it may use either of two copies of a byte.
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -72,7 +73,7 @@ def make(rng: random.Random, suite: Suite, sizes: list[int], *, no_sync: bool = 
 def cuts(rng: random.Random, low: int, high: int) -> list[tuple[int, int]]:
     """low..high in up to 6 packets."""
     edges = sorted({low, high, *(rng.randrange(low, high) for _ in range(rng.randrange(6)))})
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def honest(flow: Flow) -> list[tuple[int, bytes]]:
@@ -142,7 +143,7 @@ def disorder(rng: random.Random, flow: Flow, rounds: int, actions: list[object])
 
 def in_sequence(flow: Flow) -> list[tuple[int, bytes]]:
     """What comes next, mostly."""
-    at = (flow.kernel.have.find(0, 0, len(flow.records.wire)) if flow.rng.random() < 0.7 else flow.kernel.at)
+    at = flow.kernel.have.find(0, 0, len(flow.records.wire)) if flow.rng.random() < 0.7 else flow.kernel.at
     at = max(at, 0) + flow.rng.choice((0, 0, 0, 13, 40))
     wire = flow.records.wire[at : at + flow.rng.choice((20, 60, 200))]
     return [(at + a, wire[a:b]) for a, b in cuts(flow.rng, 0, len(wire))] if wire else []

@@ -1,0 +1,80 @@
+"""Changing the rx personality at run time: new contexts obey, the driver is told, old contexts stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from nicdev import abi
+from nicdev.control import Control, Identity
+from nicdev.edge.device import Device
+from nicdev.edge.loop import Loop
+from nicdev.edge.personality import PersonalityCommand
+from nicdev.edge.port import Port
+from nicdev.nic import Nic
+from nicdev.stats import Stats
+from nicdev.tls.personality import RX_PERSONALITIES
+from nicdev.tls.table import ContextTable
+from tests.support.tls_oracle import GCM_1_2, REMOTE
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[[], Device]]:
+    loop = Loop()
+
+    def device() -> Device:
+        stats, table = Stats(), ContextTable(8)
+        nic = Nic(stats, table, Control(Identity("test"), table, stats), lambda: 1)
+        return Device(loop, nic, Port(), 1)
+
+    yield device
+    loop.close()
+
+
+def greet(nic: Nic) -> None:
+    hello = abi.HELLO.pack(abi.HELLO_DST, bytes(6), b"\x88\xb5", 1, abi.HELLO_MAGIC, 7, 0)
+    nic.transmit(0, bytearray(bytes((abi.HDR_F_EXT,)) + bytes(11) + hello))
+    nic.messages.clear()
+
+
+def names(device: Device) -> list[object]:
+    return [context.describe()["personality"] for _, _, context in device.nic.table]
+
+
+def test_all_four_in_turn(make: Callable[[], Device]) -> None:
+    device = make()
+    greet(device.nic)
+    command = PersonalityCommand([device])
+    assert set(RX_PERSONALITIES) == {"driver-req", "driver-req-async", "core-next-hint", "ideal"}
+    for slot, name in enumerate(RX_PERSONALITIES):
+        assert command({"rx": name}) == {"nics": [{"rx": name}]}
+        params = replace(GCM_1_2.params(abi.Direction.RX, 1, 0), remote=(REMOTE[0], 1000 + slot))
+        device.nic.table.add(slot, 1, params)
+    assert names(device) == list(RX_PERSONALITIES)
+
+
+def test_the_driver_is_told_and_says_hello_again(make: Callable[[], Device]) -> None:
+    device = make()
+    command = PersonalityCommand([device])
+    command({"rx": "driver-req"})
+    assert device.nic.messages == []  # nobody to tell
+    greet(device.nic)
+    command({"rx": "driver-req-async"})
+    event = abi.Event._make(abi.EVENT.unpack(device.nic.messages[0][abi.VNET_HDR_LEN :]))
+    assert event.code == abi.EventCode.CONFIG_CHANGED
+    reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(device.nic.control.hello_reply(1, 0, 0)))
+    assert reply.rx_personality == abi.RxPersonality.DRIVER_REQ_ASYNC
+
+
+def test_one_of_two_nics(make: Callable[[], Device]) -> None:
+    command = PersonalityCommand([make(), make()])
+    assert command({"rx": "driver-req", "nic": 1}) == {"nics": [{"rx": "ideal"}, {"rx": "driver-req"}]}
+    assert command({}) == {"nics": [{"rx": "ideal"}, {"rx": "driver-req"}]}
+
+
+@pytest.mark.parametrize("request_", [{"rx": "best"}, {"rx": 4}, {"rx": "ideal", "nic": 1}, {"nic": True}])
+def test_refused(make: Callable[[], Device], request_: dict[str, object]) -> None:
+    answer = PersonalityCommand([make()])(request_)
+    assert answer["ok"] is False
