@@ -3,13 +3,16 @@
 Both ends are sockets of the same guest, each behind a NIC of its own; netem stands before the sender's NIC. A
 transfer has three stretches: one in disorder, one in which the receiver's device may find its place again, and one in
 which it must decrypt everything.
+
+All on kernel 7.2. Kernels 6.1 and 6.12 themselves break a software kTLS connection once in ten such transfers (EBADMSG
+or EMSGSIZE), also with the stock virtio_net driver and no TLS device at all, while plain TCP data stays right.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,15 +22,15 @@ import pytest
 from testbed.agent import Request
 from testbed.bed import last_line
 from testbed.flowkeys import FlowKeys
-from testbed.pairbed import PairBed, running_pair
-from testbed.setup import Assets
+from testbed.pairbed import PairBed, Side, running_pair
+from testbed.setup import prepare
 from testbed.stream import sha256_of
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import CIPHERS, RECORD_OVERHEAD, TIMEOUT, WAIT, Step, recv, send
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
-DISTURBED, SETTLING, AFTERWARDS = 3 << 20, 4 << 20, 400_000
+DISTURBED, SETTLING, AFTERWARDS = 2 << 20, 3 << 20, 400_000
 PORT = 7200
 # netem in its own words; what a delay does to packets that a device is to encrypt, see exchange.py
 DISORDERS = {
@@ -43,8 +46,8 @@ def personality(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def shared_pair(personality: str, assets: Assets) -> Iterator[PairBed]:
-    with running_pair(assets, nic_arguments=["--rx-personality", personality], name="test-pair") as bed:
+def shared_pair(personality: str) -> Iterator[PairBed]:
+    with running_pair(prepare("7.2"), nic_arguments=["--rx-personality", personality], name="test-pair") as bed:
         bed.guest.agent.run(["sh", "-c", "echo 16777216 | tee /proc/sys/net/core/rmem_max /proc/sys/net/core/wmem_max"])
         yield bed
 
@@ -104,13 +107,17 @@ class Transfer:
         )
 
     def run(self) -> None:
-        """All three stretches."""
+        """All three stretches; nothing of it goes on afterwards, however it ends."""
+        with ExitStack() as stack:
+            self._run(stack)
+
+    def _run(self, stack: ExitStack) -> None:
         far, near = self.pair.far, self.pair.near
         before = Counter(far.tls_stat()), Counter(far.ethtool())
         sender, receiver = self.jobs()
-        receiving = far.spawn("ktls_raw.py", receiver)
+        receiving = _spawn(stack, far, receiver)
         _await(receiving, "listening")
-        sending = near.spawn("ktls_raw.py", sender)
+        sending = _spawn(stack, near, sender)
         _await(sending, "waiting")
         counts = [Counter(far.stats())]
         with self.disturbed():
@@ -145,12 +152,13 @@ class Transfer:
             self.pair.near.run(*tc, "del", "dev", "eth0", "root")
 
     def await_arrival(self) -> None:
-        """Until the whole first stretch waits in the receiver's socket."""
-        whole = DISTURBED + -(-DISTURBED // self.write) * RECORD_OVERHEAD
+        """Until the first stretch waits in the receiver's socket; the kernel may have taken out its first record."""
+        record = self.write + RECORD_OVERHEAD
+        expected = DISTURBED // self.write * record - record
 
         def arrived() -> bool:
             sockets = self.pair.far.run("ss", "-tnH", "sport", f"= :{PORT}").split()
-            return len(sockets) > 1 and int(sockets[1]) >= whole
+            return len(sockets) > 1 and int(sockets[1]) >= expected
 
         wait_until(arrived, "the first stretch has arrived", TIMEOUT)
 
@@ -179,6 +187,12 @@ class Transfer:
         assert answers >= total["rx_tls_resynced"]
         assert self.driver["rx_tls_resync_req_pkt"] == total["rx_tls_asked"]
         assert (total["rx_tls_asked"] > 0) == (personality == "ideal")
+
+
+def _spawn(stack: ExitStack, side: Side, job: dict[str, Any]) -> Request:
+    request = side.spawn("ktls_raw.py", job)
+    stack.callback(lambda: request.kill() if request.running else None)
+    return request
 
 
 def _await(request: Request, event: str, times: int = 1, other: Request | None = None) -> None:
@@ -222,8 +236,9 @@ def single_segments(pair: PairBed) -> Iterator[None]:
 @pytest.mark.conformance(102)
 @pytest.mark.conformance(106)
 @pytest.mark.usefixtures("software_sender", "single_segments")
-@pytest.mark.parametrize("disorder", DISORDERS)
-@pytest.mark.parametrize("write", [700, 4000])
+@pytest.mark.parametrize(
+    ("write", "disorder"), [(700, "loss"), (700, "mixed"), (4000, "loss"), (4000, "reorder"), (4000, "mixed")]
+)
 def test_segments_in_disorder(pair: PairBed, personality: str, write: int, disorder: str) -> None:
     """Small records: a lost segment takes a header with it nearly always."""
     transfer = Transfer(pair, DISORDERS[disorder], write)
@@ -244,15 +259,14 @@ def test_large_records_in_disorder(pair: PairBed) -> None:
     disturbed = transfer.stretches[0]
     assert disturbed["rx_tls_passed"] > 0
     assert disturbed["rx_tls_records"] > 0
-    # fewer losses of sync than lost segments: 2200 segments, of which 3 % are lost
-    assert disturbed["rx_tls_lost_sync"] < 40
+    # fewer losses of sync than lost segments: 1450 segments, of which 3 % are lost
+    assert disturbed["rx_tls_lost_sync"] < 30
 
 
 @pytest.mark.usefixtures("software_sender")
-@pytest.mark.parametrize("disorder", DISORDERS)
-def test_large_packets_in_disorder(pair: PairBed, disorder: str) -> None:
+def test_large_packets_in_disorder(pair: PairBed) -> None:
     """Packets of up to 64 KiB are lost and mixed whole."""
-    transfer = Transfer(pair, DISORDERS[disorder], 4000)
+    transfer = Transfer(pair, DISORDERS["mixed"], 4000)
     transfer.run()
     transfer.came_through()
 
