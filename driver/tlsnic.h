@@ -23,7 +23,11 @@
 
 #define TLSNIC_DRIVER_VERSION	"0.1.0"
 
-/* Free descriptors below which a tx queue stops: one packet of any shape */
+/*
+ * Free descriptors below which a tx queue stops: one packet of any shape, which
+ * is one for headers (and record prefix, if any), one for the linear part, and
+ * the fragments.
+ */
 #define TLSNIC_TX_ROOM		(MAX_SKB_FRAGS + 2)
 /* 64 KiB in buffers of 4 KiB need 17, what an skb can hold everywhere */
 #define TLSNIC_RX_BUF_SIZE	4096
@@ -65,6 +69,7 @@ struct tlsnic_counters {
 	atomic64_t tx_tls_fallback;	/* skbs encrypted in software */
 	atomic64_t tx_tls_resync_req;	/* asked of the stack */
 	atomic64_t tx_tls_resync;	/* packets posted with a resync */
+	atomic64_t tx_tls_resync_bytes;	/* of record prefixes with them */
 	atomic64_t tx_tls_device_drop;	/* events that tell of one */
 	atomic64_t tls_add_unsupported;
 	atomic64_t tls_add_failed;
@@ -161,13 +166,52 @@ struct tlsnic_ctx {
 	bool resync;			/* the packet there has to say so */
 	u32 expected_seq;
 	u64 resync_rcd_sn;
+	u32 sent_seq;			/* where what was posted so far ends */
 	struct tlsnic_txq *last_queue;	/* where the last packet went, */
 	unsigned long last_pos;		/* and q->posted just after it */
+	unsigned long repeat_pos;	/* same, of the last retransmission */
 	/* rx only */
 	struct sock *sk;		/* until tls_dev_del; to ask the stack */
 	bool asks;			/* the device does; set once */
 
 	struct tlsnic_ctx_add add;	/* as first sent, with the keys */
+};
+
+/* Before a TX_TLS packet, in skb->data, skb->cb or struct tlsnic_rebuild */
+struct tlsnic_tx_header {
+	struct virtio_net_hdr_v1 hdr;
+	struct tlsnic_tx_tls tls;
+} __packed;
+
+/*
+ * What puts a device to the place of one packet, and, once it is posted, the
+ * packet. The ring reads @header and @prefix in one piece.
+ */
+struct tlsnic_rebuild {
+	struct sk_buff *skb;
+	u64 rcd_sn;			/* of the record @skb begins in, */
+	u32 record_seq;			/* which starts there */
+	u32 prefix_len;
+	struct tlsnic_tx_header header;
+	u8 prefix[];			/* from there up to the packet */
+};
+
+static_assert(offsetof(struct tlsnic_rebuild, prefix) ==
+	      offsetofend(struct tlsnic_rebuild, header));
+
+/* Where a packet's data lies relative to what the kernel has records of */
+enum tlsnic_place {
+	TLSNIC_PLACE_RECORDS,
+	TLSNIC_PLACE_BEFORE,		/* the offload had not begun */
+	TLSNIC_PLACE_STRADDLES,		/* its beginning */
+	TLSNIC_PLACE_GONE,		/* acknowledged */
+};
+
+/* What a packet is to the device */
+enum tlsnic_tx_state {
+	TLSNIC_TX_PLAIN,	/* nothing in it is to be encrypted (any more) */
+	TLSNIC_TX_RECORDS,
+	TLSNIC_TX_UNKNOWN,
 };
 
 struct tlsnic_slot {
@@ -214,6 +258,7 @@ struct tlsnic_priv {
 	u32 caps;
 	u32 ciphers;
 	u32 max_contexts;
+	u8 tx_personality;
 	u8 rx_personality;
 	char device_version[17];
 
@@ -257,10 +302,25 @@ void tlsnic_queue_stats_read(const struct tlsnic_queue_stats *stats,
 			     u64 *packets, u64 *bytes);
 
 /* tlsnic_tx.c */
+int tlsnic_tx_post(struct tlsnic_txq *q, struct sk_buff *skb,
+		   const struct tlsnic_tx_tls *tls,
+		   struct tlsnic_rebuild *rebuild);
+void tlsnic_tx_drop(struct tlsnic_txq *q, struct sk_buff *skb);
+void tlsnic_tx_plain(struct tlsnic_txq *q, struct sk_buff *skb);
 netdev_tx_t tlsnic_start_xmit(struct sk_buff *skb, struct net_device *dev);
 int tlsnic_tx_poll(struct napi_struct *napi, int budget);
 void tlsnic_tx_done(struct virtqueue *vq);
 void tlsnic_tx_free(struct tlsnic_txq *q);
+
+/* tlsnic_tx_tls.c */
+enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
+				     const struct sk_buff *skb);
+void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb, u32 payload);
+
+/* tlsnic_records.c */
+enum tlsnic_place tlsnic_records_place(struct sock *sk, u32 seq, u32 payload,
+				       struct tlsnic_rebuild **rebuild);
+bool tlsnic_records_refill(struct sk_buff *skb, u32 seq);
 
 /* tlsnic_rx.c */
 int tlsnic_rx_poll(struct napi_struct *napi, int budget);

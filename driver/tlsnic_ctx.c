@@ -114,6 +114,7 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	ctx->on_device = true;
 	ctx->in_sync = true;
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
+	ctx->sent_seq = ctx->expected_seq;
 	ctx->del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
 	if (!ctx->del)
 		return -ENOMEM;

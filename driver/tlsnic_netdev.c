@@ -212,7 +212,6 @@ struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev, unsigned int pairs)
 	dev->needed_headroom = sizeof(struct virtio_net_hdr_v1) +
 			       sizeof(struct tlsnic_tx_tls);
 	dev->watchdog_timeo = 10 * HZ;
-	netif_keep_dst(dev); /* for tlsnic_tx_judge() */
 	/* the device takes frames for any address */
 	dev->priv_flags |= IFF_LIVE_ADDR_CHANGE;
 
