@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from nicdev import __version__, abi
-from nicdev.control import Control, Identity
+from nicdev.control import TX_PERSONALITIES, Control, Identity
 from nicdev.edge.control_socket import ControlSocket
 from nicdev.edge.device import Device
 from nicdev.edge.frontend import Frontend
@@ -64,6 +64,7 @@ class Config:
     queues: int
     max_contexts: int
     rx_personality: abi.RxPersonality
+    tx_personality: abi.TxPersonality
     tls: bool
     capture: Path | None
     control: Path | None
@@ -144,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rx-personality", choices=RX_PERSONALITIES, default="ideal",
                         help="how rx contexts find their place again (default ideal)")  # fmt: skip
+    parser.add_argument("--tx-personality", choices=TX_PERSONALITIES, default="rebuild",
+                        help="who encrypts retransmissions: the device, or software (default rebuild)")  # fmt: skip
     parser.add_argument("--tls", choices=("on", "off"), default="on", help="off: a plain NIC")
     parser.add_argument("--capture", type=Path, metavar="FILE", help="pcapng of host0 (plaintext!) and wire0")
     parser.add_argument("--control", type=Path, metavar="PATH", help="control socket (JSON lines)")
@@ -176,6 +179,7 @@ def parse_args(argv: Sequence[str]) -> Config:
         queues=args.queues,
         max_contexts=args.max_contexts,
         rx_personality=RX_PERSONALITIES[args.rx_personality],
+        tx_personality=TX_PERSONALITIES[args.tx_personality],
         tls=args.tls == "on",
         capture=args.capture,
         control=args.control,
@@ -219,7 +223,8 @@ def _build_nic(config: Config) -> Nic:
     stats = Stats()
     table = ContextTable(config.max_contexts, config.rx_personality)
     caps = abi.Cap.TX | abi.Cap.RX if config.tls else abi.Cap(0)
-    return Nic(stats, table, Control(Identity(__version__, caps), table, stats), lambda: secrets.randbits(64))
+    identity = Identity(__version__, caps, tx_personality=config.tx_personality)
+    return Nic(stats, table, Control(identity, table, stats), lambda: secrets.randbits(64))
 
 
 def _contexts(nic: Nic) -> list[dict[str, object]]:

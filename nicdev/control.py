@@ -17,6 +17,7 @@ from nicdev.stats import Counter, Stats
 from nicdev.tls.context import params_from_ctx_add
 from nicdev.tls.table import ContextTable, RxEntry
 
+TX_PERSONALITIES: Final = {personality.name.lower().replace("_", "-"): personality for personality in abi.TxPersonality}
 TLS_1_2_AES_GCM: Final = abi.CipherCap.TLS_1_2_AES_GCM_128 | abi.CipherCap.TLS_1_2_AES_GCM_256
 
 
@@ -27,7 +28,7 @@ class Identity:
     device_version: str
     caps: abi.Cap = abi.Cap.TX | abi.Cap.RX
     ciphers: abi.CipherCap = TLS_1_2_AES_GCM
-    tx_personality: abi.TxPersonality = abi.TxPersonality.NEXT_RECORD
+    tx_personality: abi.TxPersonality = abi.TxPersonality.REBUILD
 
 
 class Control:
@@ -37,6 +38,7 @@ class Control:
         self._identity = identity
         self._table = table
         self._stats = stats
+        self.tx_personality = identity.tx_personality  # may change: the driver learns it from its next HELLO
         self.faults = Faults()
 
     def hello_reply(self, version: int, nonce: int, boot_id: int) -> bytes:
@@ -53,7 +55,7 @@ class Control:
             me.ciphers,
             self._table.max_contexts,
             len(Counter),
-            me.tx_personality,
+            self.tx_personality,
             self._table.rx_personality,
             me.device_version.encode("ascii")[:16],
         )

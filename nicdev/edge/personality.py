@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nicdev.abi import EventCode
+from nicdev.abi import EventCode, RxPersonality, TxPersonality
+from nicdev.control import TX_PERSONALITIES
 from nicdev.edge.device import Device
 from nicdev.tls.personality import RX_PERSONALITIES
 
 
 class PersonalityCommand:
-    """{"rx": NAME, "nic": 0} changes that of contexts made from now on, and tells the driver.
+    """{"rx": NAME, "tx": NAME, "nic": 0} changes them and tells the driver.
 
-    Without "rx" it only shows; without "nic" all NICs are meant.
+    rx is that of contexts made from now on, tx that of the whole NIC. Without either it only shows; without "nic" all
+    NICs are meant.
     """
 
     def __init__(self, devices: Sequence[Device]) -> None:
@@ -21,14 +23,30 @@ class PersonalityCommand:
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request."""
-        rx, number = request.get("rx"), request.get("nic")
-        if rx is not None and (type(rx) is not str or rx not in RX_PERSONALITIES):
-            return {"ok": False, "error": f"rx is one of {', '.join(sorted(RX_PERSONALITIES))}"}
+        number = request.get("nic")
+        for direction, known in (("rx", RX_PERSONALITIES), ("tx", TX_PERSONALITIES)):
+            name = request.get(direction)
+            if name is not None and (type(name) is not str or name not in known):
+                return {"ok": False, "error": f"{direction} is one of {', '.join(sorted(known))}"}
         if number is not None and (type(number) is not int or not 0 <= number < len(self._devices)):
             return {"ok": False, "error": f"there is no NIC {number!r}, the last is {len(self._devices) - 1}"}
-        if rx is not None:
+        rx, tx = RX_PERSONALITIES.get(request.get("rx", "")), TX_PERSONALITIES.get(request.get("tx", ""))
+        if rx is not None or tx is not None:
             for device in self._devices if number is None else [self._devices[number]]:
-                device.nic.table.rx_personality = RX_PERSONALITIES[rx]
-                device.tell(EventCode.CONFIG_CHANGED)
-        tables = [device.nic.table for device in self._devices]
-        return {"nics": [{"rx": table.rx_personality.name.lower().replace("_", "-")} for table in tables]}
+                _change(device, rx, tx)
+        nics = [device.nic for device in self._devices]
+        return {
+            "nics": [{"rx": _name(nic.table.rx_personality), "tx": _name(nic.control.tx_personality)} for nic in nics]
+        }
+
+
+def _change(device: Device, rx: RxPersonality | None, tx: TxPersonality | None) -> None:
+    if rx is not None:
+        device.nic.table.rx_personality = rx
+    if tx is not None:
+        device.nic.control.tx_personality = tx
+    device.tell(EventCode.CONFIG_CHANGED)
+
+
+def _name(personality: RxPersonality | TxPersonality) -> str:
+    return personality.name.lower().replace("_", "-")

@@ -49,7 +49,7 @@ def test_all_four_in_turn(make: Callable[[], Device]) -> None:
     command = PersonalityCommand([device])
     assert set(RX_PERSONALITIES) == {"driver-req", "driver-req-async", "core-next-hint", "ideal"}
     for slot, name in enumerate(RX_PERSONALITIES):
-        assert command({"rx": name}) == {"nics": [{"rx": name}]}
+        assert command({"rx": name}) == {"nics": [{"rx": name, "tx": "rebuild"}]}
         params = replace(GCM_1_2.params(abi.Direction.RX, 1, 0), remote=(REMOTE[0], 1000 + slot))
         device.nic.table.add(slot, 1, params)
     assert names(device) == list(RX_PERSONALITIES)
@@ -68,13 +68,28 @@ def test_the_driver_is_told_and_says_hello_again(make: Callable[[], Device]) -> 
     assert reply.rx_personality == abi.RxPersonality.DRIVER_REQ_ASYNC
 
 
+def test_tx_is_told_by_the_next_hello_reply(make: Callable[[], Device]) -> None:
+    device = make()
+    greet(device.nic)
+    for name, value in (("next-record", abi.TxPersonality.NEXT_RECORD), ("rebuild", abi.TxPersonality.REBUILD)):
+        device.nic.messages.clear()
+        assert PersonalityCommand([device])({"tx": name}) == {"nics": [{"rx": "ideal", "tx": name}]}
+        event = abi.Event._make(abi.EVENT.unpack(device.nic.messages[0][abi.VNET_HDR_LEN :]))
+        assert event.code == abi.EventCode.CONFIG_CHANGED
+        reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(device.nic.control.hello_reply(1, 0, 0)))
+        assert reply.tx_personality == value
+
+
 def test_one_of_two_nics(make: Callable[[], Device]) -> None:
     command = PersonalityCommand([make(), make()])
-    assert command({"rx": "driver-req", "nic": 1}) == {"nics": [{"rx": "ideal"}, {"rx": "driver-req"}]}
-    assert command({}) == {"nics": [{"rx": "ideal"}, {"rx": "driver-req"}]}
+    answer = {"nics": [{"rx": "ideal", "tx": "rebuild"}, {"rx": "driver-req", "tx": "next-record"}]}
+    assert command({"rx": "driver-req", "tx": "next-record", "nic": 1}) == answer
+    assert command({}) == answer
 
 
-@pytest.mark.parametrize("request_", [{"rx": "best"}, {"rx": 4}, {"rx": "ideal", "nic": 1}, {"nic": True}])
+@pytest.mark.parametrize(
+    "request_", [{"rx": "best"}, {"rx": "ideal", "tx": "best"}, {"rx": 4}, {"rx": "ideal", "nic": 1}, {"nic": True}]
+)
 def test_refused(make: Callable[[], Device], request_: dict[str, object]) -> None:
     answer = PersonalityCommand([make()])(request_)
     assert answer["ok"] is False
