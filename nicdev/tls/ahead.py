@@ -88,6 +88,7 @@ class Ahead:
         self.opener: OpeningRecord | None = None  # of that; None if its beginning was not seen
         self.debt = 0  # verified records beyond the front
         self.good = 0  # tags that were right
+        self.heads: list[tuple[int, bytes]] = []  # numbers and prefixes of verified records, where nonces are explicit
         self._ripe: list[Record] = []  # complete, not yet verified
 
     def resume(self, start: int, size: int, opener: OpeningRecord | None) -> None:
@@ -279,11 +280,23 @@ class Ahead:
                 record.verified = True
                 self.store.remove(record.start, record.end)
                 self.debt += 1
-                self.good += 1
+                self._verified(record)
             else:
                 record.bad = True
                 bad.append(record)
         return bad
+
+    def _verified(self, record: Record) -> None:
+        self.good += 1
+        if self._fmt.prefix != HEADER_LEN:
+            self.heads.append((record.number, record.head))
+
+    def _regular(self, record: Record) -> bool:
+        """Whether the nonce is as expected, so that pieces of an unverified record may be marked."""
+        if self._fmt.prefix == HEADER_LEN or record.assumed:
+            return True
+        nonce = int.from_bytes(record.head[HEADER_LEN:], "big")
+        return self.offset is not None and (nonce - record.number) & MAX_NUMBER == self.offset
 
     def _guess(self, record: Record) -> None:
         """Find the number of a record of the last run, whose numbers are unknown."""
@@ -332,7 +345,7 @@ class Ahead:
             high = min(end, record.end)
             low, text_end = max(here, record.start + self._fmt.prefix), min(high, record.end - TAG_LEN)
             if low < text_end:
-                if not record.head:
+                if not record.head or not self._regular(record):
                     return None
                 self._decrypt(record, low, data[low - at : text_end - at], out[low - at : text_end - at])
                 texts.append((low - at, text_end - at))
@@ -380,7 +393,8 @@ class Ahead:
                 return None
             if self.opener is not None and not self.opener.verify():
                 return record
-            self.good += self.opener is not None
+            if self.opener is not None:
+                self._verified(record)
             self.current = self.opener = None
             self._forget_first()
 

@@ -17,15 +17,20 @@ their contents (fragments, tunnels, VLAN tags) are dropped; see table.
 
 What cannot be kept up without debt ends in a loss: the context scans for headers, asks the host (see resync), and then
 follows from the place the host named, muted: it verifies records, but marks none, until the host confirms a second
-place. The first place is certain, but not what passed since. `_floor` is where bytes begin that passed since the loss:
-a record with bytes before it may hold pieces that were marked on forgotten grounds.
+place: the first is certain, but not what passed since. It never resumes before `_top`, where it was lost: what lies
+before may have been marked on grounds that are forgotten.
+
+Packets of a record are marked before its tag was seen. If an attacker could choose its nonce, he could choose one whose
+key stream he knows, a false length, and so what is marked where the next record begins; the kernel, to which he gave
+the true record by packets of its own, would take that for a record. So where nonces are explicit, a record that spans
+packets is marked only if its nonce counts on from a verified record's (`_regular`).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from nicdev.tls.aead import FAULTS
+from nicdev.tls.aead import FAULTS, BytesLike
 from nicdev.tls.ahead import Ahead, Contradiction
 from nicdev.tls.context import ContextParams
 from nicdev.tls.partial import OpeningRecord
@@ -33,7 +38,7 @@ from nicdev.tls.record import HEADER_LEN, MAX_NUMBER
 from nicdev.tls.resync import Ideal
 from nicdev.tls.rx import MAX_HOLE, RxContext, RxResult, RxState
 from nicdev.tls.store import MAX_FLOW, Pool
-from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, walk
+from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, Walk, walk
 
 _UNTOUCHED: Final = RxResult()
 _DROP: Final = RxResult(drop=True)
@@ -55,14 +60,15 @@ class IdealContext(RxContext):
         "_asked",
         "_blind",
         "_confirmed",
-        "_floor",
         "_in_debt",
+        "_irregular",
+        "_judged",
         "_muted",
         "_offset",
         "_poisoned",
         "_pool",
-        "_samples",
         "_spoiled",
+        "_suspect",
         "_top",
         "dropped",
     )
@@ -75,10 +81,12 @@ class IdealContext(RxContext):
         self._anchored = False  # the front has moved: nothing that the device did not see is missing there
         self._muted = params.no_sync
         self._confirmed = not params.no_sync  # muted: the host has answered, or has no need to
-        self._floor = self._top = params.start_seq
+        self._top = params.start_seq  # behind everything that passed
         self._asked: tuple[int, int] | None = None  # muted: where a record starts, and its number
         self._offset: int | None = None  # explicit nonce less record number
-        self._samples = 0
+        self._irregular = False  # nonces do not count
+        self._judged: OpeningRecord | None = None  # the open record whose nonce was looked at
+        self._suspect = False  # it is not as expected
         self._blind = _FAR  # position from which on nothing is remembered
         self._spoiled = -_FAR  # position up to which copies of bytes may differ
         self._in_debt = False
@@ -134,7 +142,6 @@ class IdealContext(RxContext):
         self._cursor = self._open = self._asked = None
         self._state = RxState.LOST
         self._muted, self._confirmed = True, False
-        self._floor = self._top
         self._blind, self._spoiled = _FAR, -_FAR
         self._strategy.found()
 
@@ -186,23 +193,40 @@ class IdealContext(RxContext):
     def _in_order(self, cursor: Cursor, payload: memoryview) -> RxResult:
         result = self._follow(cursor, self._open, payload, True)
         self._anchored = True
-        if self._samples < 2 and self._open is not None and self._cursor is not None:
-            self._learn(self._cursor.number, self._open.head)
         if not result.error:
             return result
         self._top = (cursor.seq + len(payload)) & SEQ_MASK
         self._forget()
         return result._replace(lost_sync=True)
 
-    def _learn(self, number: int, head: bytes) -> None:
-        """Note how far the explicit nonce is from the record number; twice the same, and it is predicted."""
-        if self._fmt.prefix == HEADER_LEN or len(head) < self._fmt.prefix or self._samples < 0:
-            return
+    def _markable(self, cursor: Cursor, first: OpeningRecord | None, walked: Walk, payload: memoryview) -> bool:
+        """See RxContext."""
+        if self._fmt.prefix == HEADER_LEN:
+            return True
+        if walked.ends:
+            self._learn(cursor.number, payload[: self._fmt.prefix] if first is None else first.head)
+        if self._open is not self._judged:
+            self._look()
+        return not self._suspect
+
+    def _learn(self, number: int, head: BytesLike) -> None:
+        """Note how far the explicit nonce of a verified record is from its number."""
         offset = (int.from_bytes(head[HEADER_LEN:], "big") - number) & MAX_NUMBER
-        if self._samples and offset != self._offset:
-            self._samples = -1  # never again
-        else:
-            self._samples, self._offset = self._samples + 1, offset
+        if self._offset is None and not self._irregular:
+            self._offset = offset
+        elif offset != self._offset:
+            self._irregular, self._offset = True, None  # never again
+
+    def _look(self) -> None:
+        """Whether the open record may be marked before its tag was seen."""
+        record, cursor = self._open, self._cursor
+        self._suspect = False
+        if record is None or cursor is None:
+            self._judged = record
+        elif len(record.head) == self._fmt.prefix:
+            self._judged = record
+            nonce = int.from_bytes(record.head[HEADER_LEN:], "big")
+            self._suspect = self._offset is None or (nonce - cursor.number) & MAX_NUMBER != self._offset
 
     def _old(self, cursor: Cursor, gap: int, payload: memoryview) -> RxResult:
         """Bytes before the cursor. Another header of the record that is still open makes all that follows uncertain."""
@@ -217,12 +241,7 @@ class IdealContext(RxContext):
     def _begin(self, cursor: Cursor) -> tuple[Ahead, Cursor]:
         """Something is missing at the cursor; it steps back to the start of a header that is not complete."""
         record = self._open
-        offset = None
-        if record is not None:
-            self._learn(cursor.number, record.head)
-        if self._samples >= 2:
-            offset = self._offset
-        ahead = Ahead(self._fmt, self._key, self._pool, cursor.number, offset)
+        ahead = Ahead(self._fmt, self._key, self._pool, cursor.number, self._offset)
         head = cursor.head if record is None else record.head
         if not cursor.pos or cursor.pos >= self._fmt.prefix or (record is None and cursor.size):
             if cursor.pos:
@@ -272,6 +291,10 @@ class IdealContext(RxContext):
         bad = ahead.verify()
         stop = ahead.advance()
         self._follow_front(ahead, ahead.front - front)
+        for number, head in ahead.heads:
+            self._learn(number, head)
+        ahead.heads.clear()
+        ahead.offset = self._offset
         failed = sum(record.start < end and at < record.end for record in (*bad, *((stop,) if stop else ())))
         result = RxResult(auth_failed=failed, error=bool(failed))
         if texts is not None and not failed:
@@ -405,8 +428,6 @@ class IdealContext(RxContext):
             return False
         if asked is not None and _signed(cursor.seq - asked[0]) < 0:
             return False
-        if _signed(cursor.seq - cursor.pos - self._floor) < 0:
-            return False
         self._muted, self._asked = False, None
         self._strategy.found()
         return asked is not None
@@ -448,6 +469,8 @@ class IdealContext(RxContext):
             self._cursor = walked.after
             self._open = OpeningRecord(self._fmt, self._key, cursor.number)
             self._open.feed(memoryview(head), self._pool.scratch)
-        self._top = self._cursor.seq if self._cursor is not None else self._top
+        self._top = cursor.seq if self._cursor is None else self._cursor.seq
         ahead.clear()
         self._ahead = None
+        if self._fmt.prefix != HEADER_LEN:
+            self._look()

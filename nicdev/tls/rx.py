@@ -213,6 +213,7 @@ class RxContext:
     ) -> RxResult:
         """Decrypt everything in `payload`; write it there if every tag is right."""
         fmt, key, scratch = self._fmt, self._key, self._scratch
+        first = record
         number = cursor.number
         failed = 0
         start = 0
@@ -238,11 +239,17 @@ class RxContext:
         self._open = record
         if failed:
             return RxResult(auth_failed=failed, error=True, resynced=resynced)
+        if not self._markable(cursor, first, walked, payload):
+            return RxResult(resynced=resynced)
         plaintext = 0
         for text, text_end in texts:
             payload[text:text_end] = scratch[text:text_end]
             plaintext += text_end - text
         return RxResult(True, len(walked.ends), plaintext, resynced=resynced)
+
+    def _markable(self, cursor: Cursor, first: OpeningRecord | None, walked: Walk, payload: memoryview) -> bool:
+        """Whether a packet that could be decrypted may be marked; `first` is the record that it began in."""
+        return True
 
     def _carry(
         self, cursor: Cursor, walked: Walk, record: OpeningRecord | None, payload: memoryview
