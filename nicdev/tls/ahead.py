@@ -293,7 +293,7 @@ class Ahead:
 
     def _regular(self, record: Record) -> bool:
         """Whether the nonce is as expected, so that pieces of an unverified record may be marked."""
-        if self._fmt.prefix == HEADER_LEN or record.assumed:
+        if self._fmt.prefix == HEADER_LEN or record.assumed or record.verified:
             return True
         nonce = int.from_bytes(record.head[HEADER_LEN:], "big")
         return self.offset is not None and (nonce - record.number) & MAX_NUMBER == self.offset

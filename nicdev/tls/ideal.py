@@ -285,10 +285,10 @@ class IdealContext(RxContext):
         """Decrypt a packet that was taken in, verify what it completes, move the front."""
         end = at + len(data)
         quiet = self._muted or not comparable or self._certain(ahead) < self._spoiled
-        texts = None if quiet else ahead.read(at, data, self._scratch)
         front, good = ahead.front, ahead.good
         hinted = self._state is RxState.HINTED and not self._muted
         bad = ahead.verify()
+        texts = None if quiet else ahead.read(at, data, self._scratch)
         stop = ahead.advance()
         self._follow_front(ahead, ahead.front - front)
         for number, head in ahead.heads:

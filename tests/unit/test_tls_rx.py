@@ -246,6 +246,7 @@ def test_describe() -> None:
         "dir": "rx",
         "cipher": "aes_gcm_128",
         "version": "tls_1_2",
+        "personality": "core-next-hint",
         "state": "in_sync",
         "seq": (SEQ + 20) % 2**32,
         "record": 5,
