@@ -42,6 +42,11 @@
 #define TLSNIC_MAX_DEV_STATS	1024
 #define TLSNIC_MAX_PAIRS	256
 
+#define TLSNIC_RX_F_QUESTION	(TLSNIC_RX_F_RESYNC_REQ | \
+				 TLSNIC_RX_F_RESYNC_START | \
+				 TLSNIC_RX_F_RESYNC_END | \
+				 TLSNIC_RX_F_RESYNC_CANCEL)
+
 /*
  * The counters of `ethtool -S`, in the order of their names there. The first
  * eighteen are those of the kernel's Documentation/networking/tls-offload.rst.
@@ -172,7 +177,10 @@ struct tlsnic_ctx {
 	unsigned long repeat_pos;	/* same, of the last retransmission */
 	/* rx only */
 	struct sock *sk;		/* until tls_dev_del; to ask the stack */
-	bool asks;			/* the device does; set once */
+	bool attempt;			/* @async is open, and without a guess */
+
+	enum tls_offload_sync_type sync_type;	/* rx only, set once */
+	struct tls_offload_resync_async async;	/* the stack's, for that type */
 
 	struct tlsnic_ctx_add add;	/* as first sent, with the keys */
 };
@@ -368,7 +376,14 @@ void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev);
 /* tlsnic_ktls.c */
 void tlsnic_ktls_init(struct tlsnic_priv *priv);
 struct tlsnic_ctx *tlsnic_tx_ctx(struct tlsnic_priv *priv, struct sock *sk);
-void tlsnic_rx_ask(struct tlsnic_ctx *ctx, u32 seq);
+
+/* tlsnic_resync.c */
+void tlsnic_resync_init(struct tlsnic_ctx *ctx, struct sock *sk);
+void tlsnic_resync_stop(struct tlsnic_ctx *ctx);
+void tlsnic_resync_cancel(struct tlsnic_ctx *ctx);
+void tlsnic_resync_question(struct tlsnic_ctx *ctx,
+			    const struct tlsnic_rx_tls *tls);
+int tlsnic_resync_answer(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn);
 
 /* tlsnic_ethtool.c */
 extern const struct ethtool_ops tlsnic_ethtool_ops;

@@ -22,6 +22,29 @@ static inline bool tls_is_skb_tx_device_offloaded(const struct sk_buff *skb)
 }
 #endif
 
+/* Stable trees changed what these take; @async is the one set for @sk */
+static inline void tlsnic_resync_start(struct sock *sk,
+				       struct tls_offload_resync_async *async,
+				       __be32 seq, u16 len)
+{
+#ifdef TLSNIC_HAVE_RESYNC_BY_SOCK
+	tls_offload_rx_resync_async_request_start(sk, seq, len);
+#else
+	tls_offload_rx_resync_async_request_start(async, seq, len);
+#endif
+}
+
+static inline void tlsnic_resync_end(struct sock *sk,
+				     struct tls_offload_resync_async *async,
+				     __be32 seq)
+{
+#ifdef TLSNIC_HAVE_RESYNC_BY_SOCK
+	tls_offload_rx_resync_async_request_end(sk, seq);
+#else
+	tls_offload_rx_resync_async_request_end(async, seq);
+#endif
+}
+
 #ifndef TLSNIC_HAVE_ETHTOOL_PUTS
 /* ethtool's buffers are zeroed beforehand */
 static inline void ethtool_puts(u8 **data, const char *string)

@@ -166,6 +166,7 @@ static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
 	ctx->in_sync = false;
 	ctx->resync = false;
 	spin_unlock_bh(&ctx->lock);
+	tlsnic_resync_cancel(ctx);
 }
 
 /*

@@ -7,7 +7,7 @@
  * goes down, and after the socket was freed when it was closed. None of them
  * takes RTNL or waits for one who does. driver_state holds a pointer to our
  * struct tlsnic_ctx. A tx context outlives its socket and does not know it; an
- * rx context ends before it, and knows it to pass on the device's questions.
+ * rx context ends before it (tlsnic_resync.c).
  */
 #include <linux/slab.h>
 #include <net/inet_sock.h>
@@ -112,6 +112,28 @@ static void tlsnic_fill_tuple(struct tlsnic_ctx_add *add, const struct sock *sk)
 	memcpy(add->remote_addr, &inet->inet_daddr, 4);
 }
 
+/*
+ * The device does not follow source routes: on their way the addresses are not
+ * those of the socket.
+ */
+static bool tlsnic_source_routed(const struct sock *sk)
+{
+	struct ip_options_rcu *opt4;
+#if IS_ENABLED(CONFIG_IPV6)
+	struct ipv6_txoptions *opt6;
+
+	if (sk->sk_family == AF_INET6) {
+		opt6 = rcu_dereference_protected(inet6_sk(sk)->opt,
+						 lockdep_sock_is_held(sk));
+		if (opt6 && opt6->srcrt)
+			return true;
+	}
+#endif
+	opt4 = rcu_dereference_protected(inet_sk(sk)->inet_opt,
+					 lockdep_sock_is_held(sk));
+	return opt4 && opt4->opt.srr;
+}
+
 static int tlsnic_prepare(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 			  struct sock *sk, enum tls_offload_ctx_dir direction,
 			  const struct tls_crypto_info *info, u32 start_seq)
@@ -119,41 +141,10 @@ static int tlsnic_prepare(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 	ctx->dir = (enum tlsnic_dir)direction;
 	ctx->add.dir = ctx->dir;
 	ctx->add.start_seq = cpu_to_le32(start_seq);
+	if (tlsnic_source_routed(sk))
+		return -EOPNOTSUPP;
 	tlsnic_fill_tuple(&ctx->add, sk);
 	return tlsnic_fill_crypto(priv->ciphers, &ctx->add, info);
-}
-
-/* Whether the device asks where a record starts, or waits to be told */
-static bool tlsnic_device_asks(const struct tlsnic_priv *priv)
-{
-	return priv->rx_personality == TLSNIC_RX_DRIVER_REQ ||
-	       priv->rx_personality == TLSNIC_RX_IDEAL;
-}
-
-static void tlsnic_rx_start(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
-			    struct sock *sk)
-{
-	ctx->asks = tlsnic_device_asks(priv);
-	tls_offload_rx_resync_set_type(sk, ctx->asks ?
-				       TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ :
-				       TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT);
-	spin_lock_bh(&ctx->lock);
-	ctx->sk = sk;
-	spin_unlock_bh(&ctx->lock);
-}
-
-/*
- * The device wants to know which record starts at @seq. The frame that holds
- * its header goes up after this, so the stack meets the question first. For
- * this type, question and answer name the last byte of the header. NAPI.
- */
-void tlsnic_rx_ask(struct tlsnic_ctx *ctx, u32 seq)
-{
-	spin_lock(&ctx->lock);
-	if (ctx->sk && ctx->asks)
-		tls_offload_rx_resync_request(ctx->sk,
-					      cpu_to_be32(seq + TLS_HEADER_SIZE - 1));
-	spin_unlock(&ctx->lock);
 }
 
 static int tlsnic_tls_add(struct net_device *dev, struct sock *sk,
@@ -188,7 +179,7 @@ static int tlsnic_tls_add(struct net_device *dev, struct sock *sk,
 		tlsnic_inc(priv, tx_tls_ctx);
 	} else {
 		tlsnic_inc(priv, rx_tls_ctx);
-		tlsnic_rx_start(priv, ctx, sk);
+		tlsnic_resync_init(ctx, sk);
 	}
 	WRITE_ONCE(*tlsnic_state(tls_get_ctx(sk), direction), ctx);
 	return 0;
@@ -206,14 +197,13 @@ static void tlsnic_tls_del(struct net_device *dev, struct tls_context *tls_ctx,
 	struct tlsnic_ctx *ctx = *state;
 
 	WRITE_ONCE(*state, NULL);
-	/* the stack's rx state goes when we return, and NAPI may be at it */
-	spin_lock_bh(&ctx->lock);
-	ctx->sk = NULL;
-	spin_unlock_bh(&ctx->lock);
-	if (direction == TLS_OFFLOAD_CTX_DIR_TX)
+	if (direction == TLS_OFFLOAD_CTX_DIR_TX) {
 		tlsnic_inc(priv, tx_tls_del);
-	else
+	} else {
 		tlsnic_inc(priv, rx_tls_del);
+		/* the stack's rx state goes when we return */
+		tlsnic_resync_stop(ctx);
+	}
 	tlsnic_ctx_remove(ctx);
 }
 
@@ -234,38 +224,6 @@ static int tlsnic_tx_resync(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
 	return err;
 }
 
-/* The device's reply to RX_RESYNC; softirq */
-static void tlsnic_rx_resync_done(struct tlsnic_priv *priv,
-				  const struct tlsnic_cmd *cmd)
-{
-	if (cmd->status)
-		tlsnic_inc(priv, rx_tls_resync_res_skip);
-	else
-		tlsnic_inc(priv, rx_tls_resync_res_ok);
-}
-
-/* Record @rcd_sn starts at @seq; tell the device without sleeping */
-static int tlsnic_rx_resync(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
-{
-	struct tlsnic_rx_resync body = {
-		.tcp_seq = cpu_to_le32(ctx->asks ?
-				       seq - (TLS_HEADER_SIZE - 1) : seq),
-		.rcd_sn = cpu_to_le64(rcd_sn),
-	};
-	struct tlsnic_cmd *cmd;
-
-	cmd = tlsnic_command(TLSNIC_OP_RX_RESYNC, &body, sizeof(body), 0,
-			     GFP_ATOMIC);
-	if (!cmd) {
-		tlsnic_inc(ctx->priv, rx_tls_resync_res_skip);
-		return -ENOMEM;
-	}
-	tlsnic_command_handle(cmd, ctx->slot, READ_ONCE(ctx->generation));
-	cmd->complete = tlsnic_rx_resync_done;
-	tlsnic_cmd_post(ctx->priv, cmd);
-	return 0;
-}
-
 static int tlsnic_tls_resync(struct net_device *dev, struct sock *sk, u32 seq,
 			     u8 *rcd_sn_be, enum tls_offload_ctx_dir direction)
 {
@@ -278,7 +236,7 @@ static int tlsnic_tls_resync(struct net_device *dev, struct sock *sk, u32 seq,
 	memcpy(&rcd_sn, rcd_sn_be, sizeof(rcd_sn));
 	if (direction == TLS_OFFLOAD_CTX_DIR_TX)
 		return tlsnic_tx_resync(ctx, seq, be64_to_cpu(rcd_sn));
-	return tlsnic_rx_resync(ctx, seq, be64_to_cpu(rcd_sn));
+	return tlsnic_resync_answer(ctx, seq, be64_to_cpu(rcd_sn));
 }
 
 static const struct tlsdev_ops tlsnic_tlsdev_ops = {

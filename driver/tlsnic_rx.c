@@ -182,19 +182,6 @@ static unsigned int tlsnic_rx_parse(const struct tlsnic_rx_head *head,
 	return sizeof(head->hdr) + ext_len;
 }
 
-/* What the device wants to know or has given up to know, counted */
-static void tlsnic_rx_count_resync(struct tlsnic_priv *priv, u8 flags)
-{
-	if (flags & TLSNIC_RX_F_RESYNC_REQ)
-		tlsnic_inc(priv, rx_tls_resync_req_pkt);
-	if (flags & TLSNIC_RX_F_RESYNC_START)
-		tlsnic_inc(priv, rx_tls_resync_req_start);
-	if (flags & TLSNIC_RX_F_RESYNC_END)
-		tlsnic_inc(priv, rx_tls_resync_req_end);
-	if (flags & TLSNIC_RX_F_RESYNC_CANCEL)
-		tlsnic_inc(priv, rx_tls_resync_req_skip);
-}
-
 /*
  * Apply the device's verdict. Its payload is plaintext if it says so: without
  * a context of ours that explains it, the frame must not go up. The wire's
@@ -208,13 +195,12 @@ static bool tlsnic_rx_verdict(struct tlsnic_priv *priv, struct sk_buff *skb,
 
 	if (tls->flags & TLSNIC_RX_F_ERROR)
 		tlsnic_inc(priv, rx_tls_err);
-	tlsnic_rx_count_resync(priv, tls->flags);
-
 	rcu_read_lock();
 	ctx = tlsnic_ctx_lookup(priv, le32_to_cpu(tls->slot),
 				le32_to_cpu(tls->generation), TLSNIC_DIR_RX);
-	if (ctx && tls->flags & TLSNIC_RX_F_RESYNC_REQ)
-		tlsnic_rx_ask(ctx, le32_to_cpu(tls->resync_seq));
+	if (ctx && (tls->flags & TLSNIC_RX_F_QUESTION ||
+		    READ_ONCE(ctx->attempt)))
+		tlsnic_resync_question(ctx, tls);
 	rcu_read_unlock();
 	if (!(tls->flags & TLSNIC_RX_F_DECRYPTED))
 		return true;

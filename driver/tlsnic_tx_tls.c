@@ -253,6 +253,16 @@ enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
 	return TLSNIC_TX_RECORDS;
 }
 
+/* The device does not follow source routes; one may be set at any time */
+static bool tlsnic_tx_source_routed(const struct sk_buff *skb)
+{
+	unsigned int offset = 0;
+
+	return skb->protocol == htons(ETH_P_IPV6) &&
+	       ipv6_hdr(skb)->nexthdr != NEXTHDR_TCP &&
+	       ipv6_find_hdr(skb, &offset, NEXTHDR_ROUTING, NULL, NULL) >= 0;
+}
+
 /*
  * A packet with @payload bytes of an offloaded socket's stream. It may be here
  * for the second time, or have come by way of another device, and the core may
@@ -271,6 +281,8 @@ void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb, u32 payload)
 		dev_kfree_skb_any(skb);
 		return;
 	}
+	if (unlikely(tlsnic_tx_source_routed(skb)))
+		ctx = NULL;
 	if (likely(ctx)) {
 		spin_lock(&ctx->lock);
 		if (likely(tlsnic_tx_in_order(ctx, q, skb->sk, seq))) {
