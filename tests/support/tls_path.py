@@ -61,16 +61,12 @@ class Kernel:
         end = at + len(payload)
         low = max(at, self.at)
         if not later:
-            here = low
-            while here < end:
-                if self.have[here]:
-                    here += 1
-                    continue
-                stop = here
-                while stop < end and not self.have[stop]:
-                    stop += 1
+            here = self.have.find(0, low, end)
+            while here >= 0:
+                taken = [next_ for next_ in (self.have.find(1, here, end), self.have.find(2, here, end)) if next_ >= 0]
+                stop = min(taken, default=end)
                 self._put(here, stop, payload[here - at : stop - at], mark)
-                here = stop
+                here = self.have.find(0, stop, end)
         elif low < end:
             self._put(low, end, payload[low - at :], mark)
         self._consume()
@@ -108,9 +104,12 @@ class Kernel:
             if 2 in marks:
                 self.mixed += 1
                 again = crypt(suite, nonce, bytes(sealed[:-16]))
-                for index in range(len(sealed) - 16):
-                    if marks[text_at + index] == 2:
-                        sealed[index] = again[index]
+                index = marks.find(2, text_at, text_end)
+                while index >= 0:
+                    stop = marks.find(1, index, text_end)
+                    stop = text_end if stop < 0 else stop
+                    sealed[index - text_at : stop - text_at] = again[index - text_at : stop - text_at]
+                    index = marks.find(2, stop, text_end)
             try:
                 text = suite.aead().decrypt(nonce, bytes(sealed), self._aad(record, text_end - text_at))
             except InvalidTag:

@@ -215,6 +215,7 @@ def test_forged_length_while_the_context_scans() -> None:
     flow.packet(400, longer(flow, 4, 2), refuse=True)
     flow.answer()
     assert state(flow) == "tracking"
+    flow.packet(440, bytes(160), refuse=True)
     assert not flow.packet(600, record(flow, 5), refuse=True).decrypted
     assert not flow.packet(700, record(flow, 6)).decrypted
     send(flow, 400, 700)
