@@ -21,12 +21,13 @@ belongs. `Contradiction` says that a header that came to light, or a second copy
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from typing import Final
 
-from nicdev.tls.aead import TAG_LEN, AeadKey, Keystream
+from nicdev.tls.aead import TAG_LEN, AeadKey
+from nicdev.tls.nonces import Nonces
 from nicdev.tls.partial import OpeningRecord
 from nicdev.tls.record import HEADER_LEN, MAX_NUMBER, RecordFormat
+from nicdev.tls.runs import MAX_RUNS, Contradiction, Record, Run, without
 from nicdev.tls.store import Pool, Store
 
 MAX_CANDIDATES: Final = 16  # headers looked at per packet
@@ -34,50 +35,15 @@ MAX_GUESSES: Final = 8  # numbers tried per record
 _VERSION: Final = b"\x03\x03"
 
 
-class Contradiction(Exception):
-    """What passed does not agree with what was assumed."""
-
-
-@dataclass(slots=True, eq=False)
-class Record:
-    """One record; positions are the store's."""
-
-    start: int
-    size: int
-    number: int  # counts from the run's start while the run's numbers are unknown
-    run: Run
-    head: bytes = b""  # header and explicit nonce, once complete
-    assumed: bool = False  # head is: it hides in a hole, and what lies around leaves no other
-    have: int = 0  # bytes that passed
-    verified: bool = False
-    bad: bool = False  # complete, but its tag is wrong
-    stream: Keystream | None = None  # decrypts what is at `stream_at`
-    stream_at: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.start + self.size
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """Records one behind another."""
-
-    start: int
-    end: int  # where the next header is
-    number: int  # of the next record
-    known: bool = True  # whether numbers are
-
-
 class Ahead:
     """Everything of one flow from its front on, while something is missing there."""
 
-    def __init__(self, fmt: RecordFormat, key: AeadKey, pool: Pool, number: int, offset: int | None) -> None:
-        """The front is at 0, where record `number` starts. offset: explicit nonce less record number, if constant."""
+    def __init__(self, fmt: RecordFormat, key: AeadKey, pool: Pool, number: int, nonces: Nonces) -> None:
+        """The front is at 0, where record `number` starts."""
         self._fmt = fmt
         self._key = key
         self._pool = pool
-        self.offset = offset
+        self._nonces = nonces
         self.store = Store(pool)
         self.front = 0
         self.top = 0  # behind everything that passed
@@ -88,7 +54,6 @@ class Ahead:
         self.opener: OpeningRecord | None = None  # of that; None if its beginning was not seen
         self.debt = 0  # verified records beyond the front
         self.good = 0  # tags that were right
-        self.heads: list[tuple[int, bytes]] = []  # numbers and prefixes of verified records, where nonces are explicit
         self._ripe: list[Record] = []  # complete, not yet verified
 
     def resume(self, start: int, size: int, opener: OpeningRecord | None) -> None:
@@ -119,7 +84,7 @@ class Ahead:
             self._check_header(record, at, data)
             if record.verified:
                 comparable = False
-                ranges = _without(ranges, record.start, record.end)
+                ranges = without(ranges, record.start, record.end)
         return ranges, comparable
 
     def add(self, at: int, data: bytes, ranges: list[tuple[int, int]]) -> None:
@@ -135,7 +100,7 @@ class Ahead:
     def find_run(self, at: int, data: bytes) -> None:
         """Look for a header in a packet behind a hole that may hide one."""
         last = self.runs[-1]
-        if at <= last.end:
+        if at <= last.end or len(self.runs) >= MAX_RUNS:
             return
         if not last.known:  # it led nowhere
             self._drop_last_run()
@@ -155,9 +120,8 @@ class Ahead:
         if low > high:
             return False
         run = Run(start, start, 0, known=False)
-        if self.offset is not None:
-            nonce = int.from_bytes(data[index + HEADER_LEN : index + self._fmt.prefix], "big")
-            run.number, run.known = (nonce - self.offset) & MAX_NUMBER, True
+        if self._nonces.offset is not None:
+            run.number, run.known = self._nonces.number(data[index : index + self._fmt.prefix]), True
             if not last.number + low <= run.number <= last.number + high:
                 return False
             if run.number == last.number + 1:
@@ -168,10 +132,8 @@ class Ahead:
 
     def _assume(self, last: Run, end: int) -> None:
         """The hole behind `last` hides the header of one record, which ends at `end`."""
-        assert self.offset is not None
         size = end - last.end
-        nonce = ((last.number + self.offset) & MAX_NUMBER).to_bytes(self._fmt.prefix - HEADER_LEN, "big")
-        head = self._fmt.header(size) + nonce
+        head = self._fmt.header(size) + self._nonces.predict(last.number)
         record = self._note(last, last.end, size, head)
         record.assumed = True
         record.have = self.store.covered(record.start, record.end)
@@ -288,15 +250,11 @@ class Ahead:
 
     def _verified(self, record: Record) -> None:
         self.good += 1
-        if self._fmt.prefix != HEADER_LEN:
-            self.heads.append((record.number, record.head))
+        self._nonces.learn(record.number, record.head)
 
     def _regular(self, record: Record) -> bool:
-        """Whether the nonce is as expected, so that pieces of an unverified record may be marked."""
-        if self._fmt.prefix == HEADER_LEN or record.assumed or record.verified:
-            return True
-        nonce = int.from_bytes(record.head[HEADER_LEN:], "big")
-        return self.offset is not None and (nonce - record.number) & MAX_NUMBER == self.offset
+        """Whether pieces of the record may be marked, though it is not verified perhaps."""
+        return record.assumed or record.verified or self._nonces.expects(record.number, record.head)
 
     def _guess(self, record: Record) -> None:
         """Find the number of a record of the last run, whose numbers are unknown."""
@@ -438,14 +396,3 @@ class Ahead:
     def clear(self) -> None:
         """Give the memory back."""
         self.store.clear()
-
-
-def _without(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """`ranges` less start..end."""
-    left: list[tuple[int, int]] = []
-    for low, high in ranges:
-        if low < start:
-            left.append((low, min(high, start)))
-        if high > end:
-            left.append((max(low, end), high))
-    return [(low, high) for low, high in left if low < high]

@@ -30,136 +30,33 @@ from __future__ import annotations
 
 from typing import Final
 
-from nicdev.tls.aead import FAULTS, BytesLike
-from nicdev.tls.ahead import Ahead, Contradiction
+from nicdev.tls.aead import FAULTS
+from nicdev.tls.ahead import Ahead
 from nicdev.tls.context import ContextParams
+from nicdev.tls.grounds import FAR, Grounds, signed
+from nicdev.tls.nonces import Nonces
 from nicdev.tls.partial import OpeningRecord
-from nicdev.tls.record import HEADER_LEN, MAX_NUMBER
-from nicdev.tls.resync import Ideal
-from nicdev.tls.rx import MAX_HOLE, RxContext, RxResult, RxState
-from nicdev.tls.store import MAX_FLOW, Pool
-from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, Walk, walk
+from nicdev.tls.record import HEADER_LEN
+from nicdev.tls.runs import MAX_RECORDS, Contradiction
+from nicdev.tls.rx import MAX_HOLE, RxResult, RxState
+from nicdev.tls.store import MAX_FLOW, PIECE_COST, Pool
+from nicdev.tls.walk import SEQ_MASK, Cursor, Walk, walk
 
 _UNTOUCHED: Final = RxResult()
 _DROP: Final = RxResult(drop=True)
-_FAR: Final = 1 << 62  # behind every position
-_ASK_AGAIN: Final = 1024  # records; more than a socket holds, so the answer is lost
 
 
-def _signed(difference: int) -> int:
-    difference &= SEQ_MASK
-    return difference - SEQ_MASK - 1 if difference >= SEQ_HALF else difference
-
-
-class IdealContext(RxContext):
+class IdealContext(Grounds):
     """Decryption state of one flow that may remember."""
 
-    __slots__ = (
-        "_ahead",
-        "_anchored",
-        "_asked",
-        "_blind",
-        "_confirmed",
-        "_in_debt",
-        "_irregular",
-        "_judged",
-        "_muted",
-        "_offset",
-        "_poisoned",
-        "_pool",
-        "_spoiled",
-        "_suspect",
-        "_top",
-        "dropped",
-    )
+    __slots__ = ("_judged", "_nonces", "_suspect")
 
     def __init__(self, params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None) -> None:
-        """`scratch` as in RxContext, `pool` is shared by the contexts of a device."""
-        super().__init__(params, scratch, Ideal())
-        self._pool = Pool() if pool is None else pool
-        self._ahead: Ahead | None = None
-        self._anchored = False  # the front has moved: nothing that the device did not see is missing there
-        self._muted = params.no_sync
-        self._confirmed = not params.no_sync  # muted: the host has answered, or has no need to
-        self._top = params.start_seq  # behind everything that passed
-        self._asked: tuple[int, int] | None = None  # muted: where a record starts, and its number
-        self._offset: int | None = None  # explicit nonce less record number
-        self._irregular = False  # nonces do not count
+        """See Grounds."""
+        super().__init__(params, scratch, pool)
+        self._nonces = Nonces(self._fmt)
         self._judged: OpeningRecord | None = None  # the open record whose nonce was looked at
         self._suspect = False  # it is not as expected
-        self._blind = _FAR  # position from which on nothing is remembered
-        self._spoiled = -_FAR  # position up to which copies of bytes may differ
-        self._in_debt = False
-        self._poisoned = False
-        self.dropped = 0
-
-    # -- state --------------------------------------------------------------------------------------------------------
-
-    @property
-    def place(self) -> Cursor | None:
-        """See RxContext."""
-        return self._cursor if self._state is RxState.IN_SYNC and not self._muted else None
-
-    def lose_sync(self) -> None:
-        """See RxContext. In debt, the place cannot be forgotten."""
-        if not self._in_debt:
-            self._forget()
-
-    def wipe(self) -> None:
-        """See RxContext."""
-        self._forget()
-        super().wipe()
-
-    def describe(self) -> dict[str, object]:
-        """See RxContext."""
-        ahead = self._ahead
-        return {
-            **super().describe(),
-            "state": self._name(),
-            "holes": sum(1 for run in ahead.runs) if ahead is not None else 0,
-            "ahead": ahead.store.size if ahead is not None else 0,
-            "debt": ahead.debt if ahead is not None and self._in_debt else 0,
-            "dropped": self.dropped,
-        }
-
-    def _name(self) -> str:
-        if self._poisoned:
-            return "poisoned"
-        if self._cursor is None:
-            return "scanning"
-        if self._muted:
-            return "tracking"
-        return "holes" if self._ahead is not None else "in_sync"
-
-    def _forget(self) -> None:
-        """Forget the place and all that was kept; everything marked from now on lies behind what has passed."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            if self._cursor is not None:
-                self._raise_top((self._cursor.seq + ahead.top - ahead.front) & SEQ_MASK)
-            ahead.clear()
-        self._set_debt(False)
-        self._cursor = self._open = self._asked = None
-        self._state = RxState.LOST
-        self._muted, self._confirmed = True, False
-        self._blind, self._spoiled = _FAR, -_FAR
-        self._strategy.found()
-
-    def _raise_top(self, seq: int) -> None:
-        if _signed(seq - self._top) > 0:
-            self._top = seq
-
-    def _set_debt(self, in_debt: bool) -> None:
-        if in_debt == self._in_debt:
-            return
-        self._in_debt = in_debt
-        pair = (self.params.local[0], self.params.remote[0])
-        flows = self._pool.indebted
-        flows[pair] = flows.get(pair, 0) + (1 if in_debt else -1)
-        if not flows[pair]:
-            del flows[pair]
-
-    # -- packets ------------------------------------------------------------------------------------------------------
 
     def _place(self, seq: int, payload: memoryview) -> RxResult:
         """See RxContext."""
@@ -167,7 +64,7 @@ class IdealContext(RxContext):
         if cursor is not None and self._ahead is None and not self._muted:
             if seq == cursor.seq:
                 return self._in_order(cursor, payload)
-            gap = _signed(seq - cursor.seq)
+            gap = signed(seq - cursor.seq)
             if gap + len(payload) <= 0:
                 return self._old(cursor, gap, payload)
         if self._poisoned:
@@ -179,14 +76,14 @@ class IdealContext(RxContext):
         return self._out_of_order(cursor, seq, payload)
 
     def _out_of_order(self, cursor: Cursor, seq: int, payload: memoryview) -> RxResult:
-        if _signed(seq - cursor.seq) >= MAX_HOLE:
+        if signed(seq - cursor.seq) >= MAX_HOLE:
             return _UNTOUCHED
         ahead = self._ahead
         if ahead is None:
             ahead, cursor = self._begin(cursor)
             self._ahead, self._cursor = ahead, cursor
         try:
-            return self._disorder(ahead, ahead.front + _signed(seq - cursor.seq), payload)
+            return self._disorder(ahead, ahead.front + signed(seq - cursor.seq), payload)
         except FAULTS:
             return self._fail(RxResult(error=True))
 
@@ -204,18 +101,10 @@ class IdealContext(RxContext):
         if self._fmt.prefix == HEADER_LEN:
             return True
         if walked.ends:
-            self._learn(cursor.number, payload[: self._fmt.prefix] if first is None else first.head)
+            self._nonces.learn(cursor.number, payload[: self._fmt.prefix] if first is None else first.head)
         if self._open is not self._judged:
             self._look()
         return not self._suspect
-
-    def _learn(self, number: int, head: BytesLike) -> None:
-        """Note how far the explicit nonce of a verified record is from its number."""
-        offset = (int.from_bytes(head[HEADER_LEN:], "big") - number) & MAX_NUMBER
-        if self._offset is None and not self._irregular:
-            self._offset = offset
-        elif offset != self._offset:
-            self._irregular, self._offset = True, None  # never again
 
     def _look(self) -> None:
         """Whether the open record may be marked before its tag was seen."""
@@ -225,8 +114,7 @@ class IdealContext(RxContext):
             self._judged = record
         elif len(record.head) == self._fmt.prefix:
             self._judged = record
-            nonce = int.from_bytes(record.head[HEADER_LEN:], "big")
-            self._suspect = self._offset is None or (nonce - cursor.number) & MAX_NUMBER != self._offset
+            self._suspect = not self._nonces.expects(cursor.number, record.head)
 
     def _old(self, cursor: Cursor, gap: int, payload: memoryview) -> RxResult:
         """Bytes before the cursor. Another header of the record that is still open makes all that follows uncertain."""
@@ -241,7 +129,7 @@ class IdealContext(RxContext):
     def _begin(self, cursor: Cursor) -> tuple[Ahead, Cursor]:
         """Something is missing at the cursor; it steps back to the start of a header that is not complete."""
         record = self._open
-        ahead = Ahead(self._fmt, self._key, self._pool, cursor.number, self._offset)
+        ahead = Ahead(self._fmt, self._key, self._pool, cursor.number, self._nonces)
         head = cursor.head if record is None else record.head
         if not cursor.pos or cursor.pos >= self._fmt.prefix or (record is None and cursor.size):
             if cursor.pos:
@@ -251,7 +139,7 @@ class IdealContext(RxContext):
             cursor = Cursor((cursor.seq - cursor.pos) & SEQ_MASK, cursor.number)
         if not self._anchored:
             self._muted = True
-        self._blind, self._spoiled = _FAR, -_FAR
+        self._blind, self._spoiled = FAR, -FAR
         self._open = None
         return ahead, cursor
 
@@ -291,20 +179,16 @@ class IdealContext(RxContext):
         texts = None if quiet else ahead.read(at, data, self._scratch)
         stop = ahead.advance()
         self._follow_front(ahead, ahead.front - front)
-        for number, head in ahead.heads:
-            self._learn(number, head)
-        ahead.heads.clear()
-        ahead.offset = self._offset
         failed = sum(record.start < end and at < record.end for record in (*bad, *((stop,) if stop else ())))
         result = RxResult(auth_failed=failed, error=bool(failed))
         if texts is not None and not failed:
             for low, high in texts:
                 payload[low:high] = self._scratch[low:high]
             result = RxResult(True, ahead.good - good, sum(high - low for low, high in texts))
+        self._set_debt(bool(ahead.debt) and not self._muted)
         if stop is not None:
             return self._fail(result)
-        self._set_debt(bool(ahead.debt) and not self._muted)
-        if self._blind < _FAR and not ahead.debt:
+        if self._blind < FAR and not ahead.debt:
             return self._fail(result)
         if self._muted and self._unmute():
             hinted = True
@@ -312,125 +196,6 @@ class IdealContext(RxContext):
             result = result._replace(resynced=True)
         self._leave(ahead)
         return result
-
-    # -- what goes wrong ----------------------------------------------------------------------------------------------
-
-    def _drop(self, poison: bool) -> RxResult:
-        self._poisoned = self._poisoned or poison
-        self.dropped += 1
-        return _DROP
-
-    def _fail(self, result: RxResult) -> RxResult:
-        """The front cannot be followed any further."""
-        if self._in_debt:
-            self._poisoned = True
-            return result
-        lost_sync = self.place is not None
-        self._forget()
-        return result._replace(lost_sync=lost_sync)
-
-    def _differs(self, ahead: Ahead, end: int) -> RxResult:
-        """Another copy of a byte passed before."""
-        if self._in_debt:
-            return self._drop(False)
-        ahead.top = max(ahead.top, end)
-        self._spoiled = max(self._spoiled, ahead.top)
-        return _UNTOUCHED
-
-    def _fits(self, ahead: Ahead, size: int) -> bool:
-        return ahead.store.size + size <= MAX_FLOW and self._pool.free >= size
-
-    def _no_room(self, ahead: Ahead, at: int, end: int, size: int) -> RxResult:
-        """Memory is used up: see only what pays the debt."""
-        if not self._in_debt:
-            ahead.top = max(ahead.top, end)
-            return self._fail(_UNTOUCHED)
-        if at >= ahead.debt_end:
-            ahead.top = max(ahead.top, end)
-            self._blind = at
-            return _UNTOUCHED
-        return self._drop(False)
-
-    # -- the host -----------------------------------------------------------------------------------------------------
-
-    def resync(self, tcp_seq: int, rcd_sn: int) -> bool:
-        """See RxContext."""
-        cursor, ahead = self._cursor, self._ahead
-        if self._poisoned or (cursor is not None and not self._muted and ahead is None):
-            return False
-        if cursor is not None and ahead is not None and (not self._muted or not self._anchored):
-            at = ahead.front + _signed(tcp_seq - cursor.seq)
-            return ahead.front < at <= ahead.top and self._jump(ahead, at, Cursor(tcp_seq, rcd_sn))
-        if cursor is not None and self._asked is not None:
-            if tcp_seq != self._asked[0]:
-                return False
-            if rcd_sn == self._asked[1]:
-                self._confirmed = True
-            else:
-                self._forget()
-            return True
-        return self._track(tcp_seq, rcd_sn)
-
-    def _track(self, tcp_seq: int, rcd_sn: int) -> bool:
-        """Go on where the host's answer leads to."""
-        place = self._strategy.answer(None, False, tcp_seq, rcd_sn)
-        if self._cursor is not None or place is None or _signed(place.seq - self._top) < 0:
-            return False
-        self._cursor, self._open, self._state = place, None, RxState.HINTED
-        self._anchored = True
-        self._confirmed = self._confirmed or (place.seq, place.number) == (tcp_seq, rcd_sn)
-        if self._confirmed:
-            self._muted = False
-        self._strategy.found()
-        return True
-
-    def _jump(self, ahead: Ahead, at: int, place: Cursor) -> bool:
-        """The host has come to `place`, so it has all that is missing before."""
-        record = next((record for record in ahead.records if record.start == at), None)
-        if self._muted:
-            try:
-                ahead.restart(at, place.number)
-            except Contradiction:
-                self._forget()
-                return True
-            self._muted, self._anchored = False, True
-            self._strategy.found()
-        elif record is None or not record.run.known:
-            return False
-        elif record.number != place.number:
-            self._fail(_UNTOUCHED)
-            return True
-        else:
-            ahead.jump(record)
-            self._set_debt(bool(ahead.debt))
-        self._cursor, self._state, self._asked = place, RxState.HINTED, None
-        return True
-
-    def _question(self, ahead: Ahead, at: int, data: bytes) -> int | None:
-        """Ask about a record start in a packet: while muted, and when a hole is not filled for a long time."""
-        cursor = self._cursor
-        assert cursor is not None
-        if self._muted and not self._anchored:
-            seq = (cursor.seq + at - ahead.front) & SEQ_MASK
-            return self._strategy.passed(self._fmt, cursor.seq, seq, memoryview(data)).ask
-        if not self._muted and ahead.store.size < MAX_FLOW // 2:
-            return None
-        starts = [r for r in ahead.records if at <= r.start < at + len(data) and r is not ahead.current and r.run.known]
-        if not starts or (self._asked is not None and starts[-1].number - self._asked[1] < _ASK_AGAIN):
-            return None
-        self._asked = ((cursor.seq + starts[-1].start - ahead.front) & SEQ_MASK, starts[-1].number)
-        return self._asked[0]
-
-    def _unmute(self) -> bool:
-        """Mark again, if the host confirmed all that the front stands on, and nothing was marked on other grounds."""
-        cursor, asked = self._cursor, self._asked
-        if cursor is None or not self._confirmed or not self._anchored:
-            return False
-        if asked is not None and _signed(cursor.seq - asked[0]) < 0:
-            return False
-        self._muted, self._asked = False, None
-        self._strategy.found()
-        return asked is not None
 
     @staticmethod
     def _certain(ahead: Ahead) -> int:
@@ -474,3 +239,34 @@ class IdealContext(RxContext):
         self._ahead = None
         if self._fmt.prefix != HEADER_LEN:
             self._look()
+
+    # -- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def _drop(self, poison: bool) -> RxResult:
+        self._poisoned = self._poisoned or poison
+        self.dropped += 1
+        return _DROP
+
+    def _differs(self, ahead: Ahead, end: int) -> RxResult:
+        """Another copy of a byte passed before."""
+        if self._in_debt:
+            return self._drop(False)
+        ahead.top = max(ahead.top, end)
+        self._spoiled = max(self._spoiled, ahead.top)
+        return _UNTOUCHED
+
+    def _fits(self, ahead: Ahead, size: int) -> bool:
+        cost = size + PIECE_COST
+        room = ahead.store.cost + cost <= MAX_FLOW and self._pool.free >= cost
+        return room and len(ahead.records) < MAX_RECORDS
+
+    def _no_room(self, ahead: Ahead, at: int, end: int, size: int) -> RxResult:
+        """Memory is used up: see only what pays the debt."""
+        if not self._in_debt:
+            ahead.top = max(ahead.top, end)
+            return self._fail(_UNTOUCHED)
+        if at >= ahead.debt_end:
+            ahead.top = max(ahead.top, end)
+            self._blind = at
+            return _UNTOUCHED
+        return self._drop(False)

@@ -16,6 +16,7 @@ from typing import Final
 from nicdev.abi import MAX_TCP_PAYLOAD
 
 MAX_POOL: Final = 64 << 20  # bytes, all flows of a device together
+PIECE_COST: Final = 64  # bytes that a piece costs besides its own, about
 MAX_FLOW: Final = 512 << 10  # bytes of one flow
 
 
@@ -66,7 +67,7 @@ class Store:
         index = bisect_left(self._starts, at)
         self._starts.insert(index, at)
         self._blobs.insert(index, data)
-        self._count(len(data))
+        self._count(len(data), 1)
 
     def read(self, at: int, size: int) -> bytes:
         """Up to `size` bytes from `at` on, as far as they are here without a hole."""
@@ -102,15 +103,15 @@ class Store:
                 if low < high:
                     starts.append(low)
                     blobs.append(blob[low - start : high - start])
-            self._count(-len(blob))
+            self._count(-len(blob), -1)
             index += 1
         self._starts[first:index] = starts
         self._blobs[first:index] = blobs
-        self._count(sum(map(len, blobs)))
+        self._count(sum(map(len, blobs)), len(blobs))
 
     def clear(self) -> None:
         """Forget everything."""
-        self._count(-self.size)
+        self._count(-self.size, -len(self._starts))
         self._starts.clear()
         self._blobs.clear()
 
@@ -121,6 +122,11 @@ class Store:
             return index
         return index + 1
 
-    def _count(self, size: int) -> None:
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that this holds."""
+        return self.size + PIECE_COST * len(self._starts)
+
+    def _count(self, size: int, pieces: int) -> None:
         self.size += size
-        self._pool.free -= size
+        self._pool.free -= size + PIECE_COST * pieces
