@@ -22,6 +22,7 @@ from testbed.flowkeys import FlowKeys
 from testbed.peer import Peer
 from testbed.stream import sample, sha256_of
 from testbed.wirecapture import WireCapture
+from tests.guest.conftest import wait_until
 
 Step = dict[str, Any]
 CIPHERS = ("aes-128-gcm", "aes-256-gcm")
@@ -222,6 +223,22 @@ def disturbed(bed: Bed, commands: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
+
+
+def _tell_tx(bed: Bed, name: str) -> None:
+    hellos = bed.ethtool()["hello"]
+    bed.nic.ask("personality", tx=name)
+    wait_until(lambda: bed.ethtool()["hello"] > hellos, f"the driver hears of {name}")
+
+
+@contextmanager
+def tx_personality(bed: Bed, name: str) -> Iterator[None]:
+    """The driver answers disorder in this way; "rebuild", the default, afterwards."""
+    _tell_tx(bed, name)
+    try:
+        yield
+    finally:
+        _tell_tx(bed, "rebuild")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Disorder on the way out: gaps and repetitions between TCP and the driver, made by netem in the guest.
 
-The driver encrypts in software what the device cannot take, and the device comes back at a record that driver and
-stack agree on. The peer and the decoder must not see any of it.
+Personality next-record: the driver encrypts in software what the device cannot take, and the device comes back at a
+record that driver and stack agree on. The peer and the decoder must not see any of it. Rebuild: see test_resync_tx.py.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.guest.exchange import (
     recv,
     send,
     traced,
+    tx_personality,
 )
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -93,7 +94,7 @@ def test_the_device_comes_back(bed: Bed, capture_path: Path, name: str, segments
     limit = ["ip", "link", "set", "dev", "eth0", "gso_max_segs"]
     bed.agent.run([*limit, str(segments)])
     try:
-        with traced(bed, "tls:tls_device_tx_resync_send") as sent:
+        with tx_personality(bed, "next-record"), traced(bed, "tls:tls_device_tx_resync_send") as sent:
             seen, after = through_disorder(bed, capture_path, DISORDERS[name], cases)
     finally:
         bed.agent.run([*limit, "65535"])
