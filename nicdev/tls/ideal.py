@@ -54,7 +54,7 @@ class IdealContext(Grounds):
     def __init__(self, params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None) -> None:
         """See Grounds."""
         super().__init__(params, scratch, pool)
-        self._nonces = Nonces(self._fmt)
+        self._nonces = Nonces(self._fmt, params.rec_seq, params.iv)
         self._judged: OpeningRecord | None = None  # the open record whose nonce was looked at
         self._suspect = False  # it is not as expected
 

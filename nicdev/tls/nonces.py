@@ -2,7 +2,9 @@
 
 Theory of operation: TLS 1.2 AES-GCM lets a sender choose the nonce. All known ones count: the difference to the record
 number is constant. It is learned from verified records only, and as soon as one does not fit, nothing is predicted any
-more for this flow. Where nonces are not explicit, the number says all.
+more for this flow. Before the first, the host's word on the first nonce may be expected (it is right where the sender
+told it, and matches nothing otherwise), but nothing is predicted from it. Where nonces are not explicit, the number
+says all.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from nicdev.tls.record import HEADER_LEN, MAX_NUMBER, RecordFormat
 class Nonces:
     """What is known of one flow's explicit nonces."""
 
-    __slots__ = ("_irregular", "_size", "offset")
+    __slots__ = ("_hint", "_irregular", "_size", "offset")
 
-    def __init__(self, fmt: RecordFormat) -> None:
+    def __init__(self, fmt: RecordFormat, number: int = 0, iv: BytesLike = b"") -> None:
+        """`iv` is the explicit nonce that the host expects of record `number`."""
         self._size = fmt.prefix - HEADER_LEN
         self._irregular = False
+        self._hint = (int.from_bytes(iv, "big") - number) & MAX_NUMBER if iv else None
         self.offset: int | None = None  # nonce less record number
 
     def learn(self, number: int, head: BytesLike) -> None:
@@ -31,7 +35,10 @@ class Nonces:
 
     def expects(self, number: int, head: BytesLike) -> bool:
         """Whether record `number` should have the nonce in prefix `head`."""
-        return not self._size or (self.offset is not None and self._offset(number, head) == self.offset)
+        if not self._size:
+            return True
+        expected = self._hint if self.offset is None and not self._irregular else self.offset
+        return expected is not None and self._offset(number, head) == expected
 
     def predict(self, number: int) -> bytes:
         """The explicit nonce of record `number`; `offset` must be known."""

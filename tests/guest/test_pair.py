@@ -178,15 +178,19 @@ class Transfer:
         assert afterwards["rx_tls_passed"] == 0
 
     def was_lost_and_found(self, personality: str) -> None:
-        """The device lost its place and the kernel told it where to go on, asked or not."""
+        """The device lost its place and the kernel told it where to go on; an ideal one lost it hardly ever."""
         total = self.stretches[0] + self.stretches[1]
+        assert total["rx_drop_inconsistent"] == 0
+        if personality == "ideal":
+            assert total["rx_tls_lost_sync"] <= 2
+            assert total["rx_tls_records"] > total["rx_tls_passed"]
+            return
         assert total["rx_tls_passed"] > 0
         assert total["rx_tls_lost_sync"] > 0
         answers = self.driver["rx_tls_resync_res_ok"] + self.driver["rx_tls_resync_res_skip"]
         assert self.tls_stat["TlsRxDeviceResync"] == answers
         assert answers >= total["rx_tls_resynced"]
-        assert self.driver["rx_tls_resync_req_pkt"] == total["rx_tls_asked"]
-        assert (total["rx_tls_asked"] > 0) == (personality == "ideal")
+        assert self.driver["rx_tls_resync_req_pkt"] == total["rx_tls_asked"] == 0
 
 
 def _spawn(stack: ExitStack, side: Side, job: dict[str, Any]) -> Request:
@@ -257,7 +261,6 @@ def test_large_records_in_disorder(pair: PairBed) -> None:
     transfer.run()
     transfer.came_through()
     disturbed = transfer.stretches[0]
-    assert disturbed["rx_tls_passed"] > 0
     assert disturbed["rx_tls_records"] > 0
     # fewer losses of sync than lost segments: 1450 segments, of which 3 % are lost
     assert disturbed["rx_tls_lost_sync"] < 30
