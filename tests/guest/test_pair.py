@@ -175,7 +175,7 @@ class Transfer:
         afterwards = self.stretches[2]
         assert self.state == "in_sync"
         assert afterwards["rx_tls_records"] == -(-AFTERWARDS // self.write)
-        assert afterwards["rx_tls_passed"] == 0
+        assert afterwards["rx_tls_passed"] <= 2  # duplicates that were still on their way
 
     def was_lost_and_found(self, personality: str) -> None:
         """The device lost its place and the kernel told it where to go on; an ideal one lost it hardly ever."""
