@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from testbed.agent import Request
 from testbed.bed import GUEST4, GUEST6, TOOLS, WIRE4, WIRE6, Bed, last_line
 from testbed.decoder import Fixed, Keys, Report, StreamReport, decode, fixed_keys
+from testbed.errors import AgentTimeout
 from testbed.flowkeys import FlowKeys
 from testbed.peer import Peer
 from testbed.stream import sample, sha256_of
@@ -118,6 +119,16 @@ class Running:
         """Let them go on."""
         self.tool.write(b"\n")
 
+    def wait(self) -> list[dict[str, Any]]:
+        """Until the tool ends; the NIC's contexts when they were last looked at, since they go with the sockets."""
+        contexts: list[dict[str, Any]] = []
+        for _ in range(2 * TIMEOUT):
+            contexts = self.bed.nic.contexts() or contexts
+            with suppress(AgentTimeout):
+                self.tool.wait(1)
+                return contexts
+        raise AgentTimeout(f"the guest's tool does not end; contexts: {contexts}")
+
 
 @dataclass
 class Seen:
@@ -129,6 +140,8 @@ class Seen:
     tls_stat: Counter[str] = field(default_factory=Counter)
     driver: Counter[str] = field(default_factory=Counter)
     nic: Counter[str] = field(default_factory=Counter)
+    tcp: Counter[str] = field(default_factory=Counter)  # of the guest's kernel
+    contexts: list[dict[str, Any]] = field(default_factory=list)  # the last that were seen
     report: Report = field(default_factory=lambda: Report(0, [], 0, []))
     wires: list[dict[str, StreamReport]] = field(default_factory=list)  # per case: "tx", "rx"
 
@@ -139,11 +152,23 @@ class Seen:
     def arrived(self) -> None:
         """Both ends did all they had to, and every byte arrived."""
         for case, guest, peer in zip(self.cases, self.guest, self.peers, strict=True):
-            assert guest["ok"], (case.seed, guest.get("error"), peer.get("error"))
-            assert peer["ok"], (case.seed, peer.get("error"))
+            assert guest["ok"], self.account(case.seed)
+            assert peer["ok"], self.account(case.seed)
             sent, received = case.size("send", "sendfile"), case.size("recv")
-            assert peer["sha256_received"] == sha256_of(case.seed, sent), case.seed
-            assert guest["sha256_received"] == sha256_of(case.seed, received), case.seed
+            assert peer["sha256_received"] == sha256_of(case.seed, sent), self.account(case.seed)
+            assert guest["sha256_received"] == sha256_of(case.seed, received), self.account(case.seed)
+
+    def account(self, about: str) -> str:
+        """Everything that may explain a failure: what the ends said, what all sides counted, what was on the wire."""
+        lines = [about]
+        for case, guest, peer, wire in zip(self.cases, self.guest, self.peers, self.wires, strict=True):
+            for end, said in (("guest", guest), ("peer", peer)):
+                told = {name: value for name, value in said.items() if value and not name.startswith("sha256")}
+                lines.append(f"{case.seed}, {end}: {told}")
+            lines += [f"{case.seed}, wire {name}: {stream}" for name, stream in wire.items() if name in case.dirs]
+        for name in ("tls_stat", "tcp", "driver", "nic"):
+            lines.append(f"{name}: { {key: count for key, count in getattr(self, name).items() if count} }")
+        return "\n".join([*lines, *(f"context: {context}" for context in self.contexts)])
 
     def wire_is_encrypted(self) -> None:
         """The independent decoder reads every record, and finds nothing in plaintext."""
@@ -255,8 +280,9 @@ def traced(bed: Bed, event: str) -> Iterator[list[str]]:
         lines += [line for line in found if not line.startswith("#")]
 
 
-def _counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    return Counter(bed.tls_stat()), Counter(bed.ethtool()), Counter(bed.nic.stats())
+def _counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str], Counter[str]]:
+    tcp = json.loads(bed.agent.run(["nstat", "-aszj", "Tcp*"]).text)["kernel"]
+    return Counter(bed.tls_stat()), Counter(bed.ethtool()), Counter(bed.nic.stats()), Counter(tcp)
 
 
 def _delta(after: Counter[str], before: Counter[str]) -> Counter[str]:
@@ -323,10 +349,10 @@ def exchange(
     before = _counters(bed)
     with WireCapture(bed.wire, capture_path) as capture, exchanging(bed, cases) as running:
         meanwhile(running)
-        running.tool.wait(2 * TIMEOUT)
+        seen.contexts = running.wait()
         seen.guest = last_line(bytes(running.tool.stdout), bytes(running.tool.stderr))["connections"]
         seen.peers = [peer.result(TIMEOUT) for peer in running.peers]
-    seen.tls_stat, seen.driver, seen.nic = map(_delta, _counters(bed), before)
+    seen.tls_stat, seen.driver, seen.nic, seen.tcp = map(_delta, _counters(bed), before)
     seen.report = decode(capture.path, _wire_keys(cases, running.peers))
     for case, peer in zip(cases, running.peers, strict=True):
         guest_end, peer_end = _ports(case, peer)

@@ -33,10 +33,17 @@ class Rounds:
         tool = self.running.tool
 
         def waiting() -> bool:
-            assert tool.running, bytes(tool.stdout + tool.stderr)[-2000:]
+            assert tool.running, self.account()
             return tool.stdout.count(b'"waiting"') >= self.done
 
         wait_until(waiting, f"end of round {self.done}", 60)
+
+    def account(self) -> str:
+        """What the tool said, and what kernel, driver and NIC have counted since they were started."""
+        bed = self.running.bed
+        counts = {"tls_stat": bed.tls_stat(), "driver": bed.ethtool(), "nic": bed.nic.stats()}
+        lines = [f"{name}: { {key: count for key, count in found.items() if count} }" for name, found in counts.items()]
+        return "\n".join([bytes(self.running.tool.stdout + self.running.tool.stderr)[-2000:].decode(), *lines])
 
     def begin(self) -> None:
         """Let the next round begin; returns when it has."""
