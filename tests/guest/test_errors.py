@@ -59,7 +59,7 @@ def test_records_that_do_not_verify(bed: Bed, capture_path: Path, together: bool
     # The kernel counts attempts: a call that returns the data before the record leaves the error to the next one.
     assert count <= seen.tls_stat["TlsDecryptError"] <= 2 * count
     assert seen.nic["rx_tls_auth_fail"] == count
-    assert seen.nic["rx_tls_lost_sync"] == 0
+    assert seen.nic["rx_tls_lost_sync"] <= count  # behind a wrong tag no place is certain
     assert seen.driver["rx_tls_err"] == count
 
 
