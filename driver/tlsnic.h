@@ -75,6 +75,7 @@ struct tlsnic_counters {
 	atomic64_t tx_tls_resync_req;	/* asked of the stack */
 	atomic64_t tx_tls_resync;	/* packets posted with a resync */
 	atomic64_t tx_tls_resync_bytes;	/* of record prefixes with them */
+	atomic64_t tx_tls_refilled;	/* linear: plaintext restored */
 	atomic64_t tx_tls_device_drop;	/* events that tell of one */
 	atomic64_t tls_add_unsupported;
 	atomic64_t tls_add_failed;

@@ -275,11 +275,13 @@ void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb, u32 payload)
 	u32 seq = ntohl(tcp_hdr(skb)->seq);
 	int err;
 
-	if (unlikely(skb_headlen(skb) > skb_tcp_all_headers(skb)) &&
-	    !tlsnic_records_refill(skb, seq)) {
-		tlsnic_inc(q->priv, tx_tls_drop_no_sync_data);
-		dev_kfree_skb_any(skb);
-		return;
+	if (unlikely(skb_headlen(skb) > skb_tcp_all_headers(skb))) {
+		if (!tlsnic_records_refill(skb, seq)) {
+			tlsnic_inc(q->priv, tx_tls_drop_no_sync_data);
+			dev_kfree_skb_any(skb);
+			return;
+		}
+		tlsnic_inc(q->priv, tx_tls_refilled);
 	}
 	if (unlikely(tlsnic_tx_source_routed(skb)))
 		ctx = NULL;
