@@ -128,7 +128,7 @@ def test_packets_cut_records_anywhere_on_the_way_out(bed: Bed, capture_path: Pat
     for stream in seen.streams("tx"):
         assert stream.segments >= stream.bytes // 536
     first_copies = sum(stream.segments for stream in seen.streams("tx")) - seen.driver["tx_tls_ooo"]
-    assert seen.driver["tx_tls_encrypted_packets"] == seen.nic["tx_tls_packets"] == first_copies
+    assert seen.driver["tx_tls_encrypted_packets"] == seen.nic["tx_tls_packets"] >= first_copies
 
 
 def test_small_segments_through_tso(bed: Bed, capture_path: Path) -> None:
