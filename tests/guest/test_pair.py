@@ -4,8 +4,9 @@ Both ends are sockets of the same guest, each behind a NIC of its own; netem sta
 transfer has three stretches: one in disorder, one in which the receiver's device may find its place again, and one in
 which it must decrypt everything.
 
-All on kernel 7.2. Kernels 6.1 and 6.12 themselves break a software kTLS connection once in ten such transfers (EBADMSG
-or EMSGSIZE), also with the stock virtio_net driver and no TLS device at all, while plain TCP data stays right.
+All on kernel 7.2. Kernels before 6.1.188 and 6.12.110 misread the length of a record whose header lies in two buffers
+of TCP that overlap, as they do when a duplicate was merged with what came after it (tls_strp_read_sock): EBADMSG,
+EMSGSIZE or EINVAL once in ten such transfers, with any driver and without a TLS device, while TCP's data is right.
 """
 
 from __future__ import annotations
