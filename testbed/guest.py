@@ -36,7 +36,7 @@ SUSPICIOUS = re.compile(
     r"BUG: |WARNING: |\] RIP: |\] Call Trace:|Oops|Kernel panic|ref_tracker|unreferenced object|blocked for more than|"
     r"possible recursive locking|possible circular locking|inconsistent lock state|suspicious RCU|soft lockup|"
     r"self-detected stall|detected stalls|general protection fault|unregister_netdevice: waiting|UBSAN|KASAN|"
-    r"scheduling while atomic|sleeping function called|unencrypted skb with no associated socket"
+    r"scheduling while atomic|sleeping function called"
 )
 
 

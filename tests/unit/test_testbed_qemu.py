@@ -202,7 +202,6 @@ def test_overrides_that_cannot_be_met(monkeypatch: pytest.MonkeyPatch, environ: 
         "[    1.0] unreferenced object 0xffff888003a4c000 (size 64):",
         "[    1.0] WARNING: possible circular locking dependency detected",
         "[    1.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!",
-        "[    1.0] unencrypted skb with no associated socket - dropping",
     ],
 )
 def test_a_complaint_of_the_kernel_is_seen(line: str) -> None:
