@@ -255,6 +255,8 @@ struct tlsnic_priv {
 	struct tlsnic_ctrl *ctrl;
 	struct mutex ctrl_mutex;	/* one request on the control queue */
 
+	struct work_struct adopt;	/* asks who the device is, at last */
+	bool adopted;			/* it is ours: the netdev exists */
 	struct delayed_work work;	/* link, HELLO, re-creation */
 	unsigned long flags;		/* enum tlsnic_flag */
 	unsigned int hello_attempts;
@@ -355,6 +357,7 @@ void tlsnic_cmd_returned(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd,
 
 /* tlsnic_hello.c */
 int tlsnic_hello(struct tlsnic_priv *priv, u32 flags);
+bool tlsnic_link_up(struct tlsnic_priv *priv);
 void tlsnic_hello_received(struct tlsnic_priv *priv,
 			   const struct tlsnic_hello_reply *reply);
 void tlsnic_work(struct work_struct *work);

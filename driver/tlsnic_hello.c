@@ -84,7 +84,7 @@ int tlsnic_hello(struct tlsnic_priv *priv, u32 flags)
 	return priv->boot_id != boot_id;
 }
 
-static bool tlsnic_link_up(struct tlsnic_priv *priv)
+bool tlsnic_link_up(struct tlsnic_priv *priv)
 {
 	u16 status;
 

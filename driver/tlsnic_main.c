@@ -5,6 +5,13 @@
  * Every virtio network device may be ours; only its answer to HELLO tells. A
  * device that does not answer is reset, left, and refused with -ENODEV, so the
  * driver core offers it to virtio_net.
+ *
+ * A device without link cannot answer: its backend may be away. It is kept, and
+ * asked when the link comes up. If it is not ours then, it is let go: the driver
+ * core detaches it and offers it around again, to this driver as well. That
+ * waits for the device's lock, which whoever removes the device holds while it
+ * waits for our work; so it is work of its own, which nobody waits for but the
+ * end of the module.
  */
 #include <linux/delay.h>
 #include <linux/module.h>
@@ -13,6 +20,13 @@
 #include <linux/virtio_ids.h>
 
 #include "tlsnic.h"
+
+static struct workqueue_struct *tlsnic_wq;
+
+struct tlsnic_release {
+	struct work_struct work;
+	struct device *dev;
+};
 
 static void tlsnic_napi_enable(struct tlsnic_priv *priv)
 {
@@ -159,6 +173,64 @@ static int tlsnic_discover(struct tlsnic_priv *priv)
 	return netif_set_real_num_queues(priv->dev, priv->pairs, priv->pairs);
 }
 
+static int tlsnic_adopt(struct tlsnic_priv *priv)
+{
+	int err;
+
+	err = tlsnic_discover(priv);
+	if (err)
+		return err;
+	tlsnic_ktls_init(priv);
+	netif_carrier_off(priv->dev);
+	err = register_netdev(priv->dev);
+	if (err)
+		return err;
+	priv->adopted = true;
+	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
+	tlsnic_kick_work(priv, false);
+	return 0;
+}
+
+static void tlsnic_release_work(struct work_struct *work)
+{
+	struct tlsnic_release *release = container_of(work, typeof(*release),
+						      work);
+
+	if (device_reprobe(release->dev))
+		dev_warn(release->dev, "no driver wants it\n");
+	put_device(release->dev);
+	kfree(release);
+}
+
+/* What was kept without knowing it turned out not to be ours */
+static void tlsnic_let_go(struct tlsnic_priv *priv)
+{
+	struct tlsnic_release *release = kmalloc(sizeof(*release), GFP_KERNEL);
+
+	if (!release)
+		return;
+	INIT_WORK(&release->work, tlsnic_release_work);
+	release->dev = get_device(&priv->vdev->dev);
+	queue_work(tlsnic_wq, &release->work);
+}
+
+/* The link of a device that could not be asked has changed */
+static void tlsnic_adopt_work(struct work_struct *work)
+{
+	struct tlsnic_priv *priv = container_of(work, struct tlsnic_priv,
+						adopt);
+	int err;
+
+	if (priv->adopted || !tlsnic_link_up(priv))
+		return;
+	err = tlsnic_adopt(priv);
+	/* without an answer since it is away again: wait on */
+	if (err == -ENODEV && !tlsnic_link_up(priv))
+		return;
+	if (err)
+		tlsnic_let_go(priv);
+}
+
 static int tlsnic_probe(struct virtio_device *vdev)
 {
 	unsigned int pairs;
@@ -175,19 +247,17 @@ static int tlsnic_probe(struct virtio_device *vdev)
 	if (!priv)
 		return -ENOMEM;
 	vdev->priv = priv;
+	INIT_WORK(&priv->adopt, tlsnic_adopt_work);
 	err = tlsnic_rings_start(priv);
 	if (err)
 		goto free;
-	err = tlsnic_discover(priv);
+	if (!tlsnic_link_up(priv)) {
+		dev_info(&vdev->dev, "no link, waiting for one\n");
+		return 0;
+	}
+	err = tlsnic_adopt(priv);
 	if (err)
 		goto stop;
-	tlsnic_ktls_init(priv);
-	netif_carrier_off(priv->dev);
-	err = register_netdev(priv->dev);
-	if (err)
-		goto stop;
-	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
-	tlsnic_kick_work(priv, false);
 	return 0;
 
 stop:
@@ -217,10 +287,13 @@ static void tlsnic_remove(struct virtio_device *vdev)
 {
 	struct tlsnic_priv *priv = vdev->priv;
 
+	cancel_work_sync(&priv->adopt);
 	set_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	cancel_delayed_work_sync(&priv->work);
-	unregister_netdev(priv->dev);
-	tlsnic_settle(priv);
+	if (priv->adopted) {
+		unregister_netdev(priv->dev);
+		tlsnic_settle(priv);
+	}
 	tlsnic_rings_stop(priv);
 	cancel_delayed_work_sync(&priv->work);
 	tlsnic_free(priv);
@@ -228,7 +301,10 @@ static void tlsnic_remove(struct virtio_device *vdev)
 
 static void tlsnic_config_changed(struct virtio_device *vdev)
 {
-	tlsnic_kick_work(vdev->priv, true);
+	struct tlsnic_priv *priv = vdev->priv;
+
+	tlsnic_kick_work(priv, true);
+	queue_work(tlsnic_wq, &priv->adopt);
 }
 
 #ifdef CONFIG_PM_SLEEP
@@ -236,6 +312,7 @@ static int tlsnic_freeze(struct virtio_device *vdev)
 {
 	struct tlsnic_priv *priv = vdev->priv;
 
+	cancel_work_sync(&priv->adopt);
 	set_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	netif_tx_lock_bh(priv->dev);
 	netif_device_detach(priv->dev);
@@ -254,6 +331,10 @@ static int tlsnic_restore(struct virtio_device *vdev)
 	err = tlsnic_rings_start(priv);
 	if (err)
 		return err;
+	if (!priv->adopted) {
+		queue_work(tlsnic_wq, &priv->adopt);
+		return 0;
+	}
 	err = tlsnic_hello(priv, TLSNIC_HELLO_F_RESET);
 	if (err < 0)
 		netdev_warn(priv->dev, "the device does not answer\n");
@@ -295,7 +376,27 @@ static struct virtio_driver tlsnic_driver = {
 	.restore = tlsnic_restore,
 #endif
 };
-module_virtio_driver(tlsnic_driver);
+
+static int __init tlsnic_init(void)
+{
+	int err;
+
+	tlsnic_wq = alloc_workqueue("tlsnic", WQ_UNBOUND, 0);
+	if (!tlsnic_wq)
+		return -ENOMEM;
+	err = register_virtio_driver(&tlsnic_driver);
+	if (err)
+		destroy_workqueue(tlsnic_wq);
+	return err;
+}
+module_init(tlsnic_init);
+
+static void __exit tlsnic_exit(void)
+{
+	unregister_virtio_driver(&tlsnic_driver);
+	destroy_workqueue(tlsnic_wq);
+}
+module_exit(tlsnic_exit);
 
 MODULE_DEVICE_TABLE(virtio, tlsnic_ids);
 MODULE_DESCRIPTION("Virtio network device with inline TLS");

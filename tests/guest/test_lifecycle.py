@@ -331,6 +331,20 @@ def test_a_nic_that_is_killed_and_started_again(bed: Bed, tmp_path: Path) -> Non
     check_new_connections_are_offloaded(bed, tmp_path)
 
 
+def test_a_driver_that_is_loaded_while_the_nic_is_away(bed: Bed, tmp_path: Path) -> None:
+    """It cannot ask who the device is; it does when the NIC is back."""
+    pci = bed.agent.run(["sh", "-c", "basename $(readlink /sys/class/net/eth0/device)"]).text.strip()
+    bed.agent.run(["rmmod", "tlsnic"])
+    bed.nic.kill()
+    bed.agent.run(["insmod", DRIVER])
+    assert bed.agent.run(["ls", "/sys/bus/virtio/drivers/tlsnic"]).text.split().count(pci) == 1
+    assert "eth0" not in bed.agent.run(["ls", "/sys/class/net"]).text.split()
+    bed.nic.start()
+    wait_until(lambda: "eth0" in bed.agent.run(["ls", "/sys/class/net"]).text.split(), "the interface is there")
+    configure_guest(bed.agent)
+    check_new_connections_are_offloaded(bed, tmp_path)
+
+
 def test_a_guest_that_is_paused(bed: Bed, tmp_path: Path) -> None:
     def meanwhile(run: Running) -> None:
         rounds = Rounds(run)
