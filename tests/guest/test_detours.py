@@ -103,5 +103,6 @@ def test_a_detour_in_mid_connection_encrypts_once(
     seen.wire_is_encrypted()
     seen.arrived()
     assert seen.driver["tx_drop"] == seen.driver["tx_tls_device_drop"] == 0
-    # all of it is the device's business, whoever else encrypted it before
-    assert seen.nic["tx_tls_bytes"] >= sum(stream.bytes for stream in seen.streams("tx"))
+    # all of it is the device's business, whoever else encrypted it before; next-record leaves gaps to software
+    share = 1 if personality == "rebuild" else 0.5
+    assert seen.nic["tx_tls_bytes"] >= share * sum(stream.bytes for stream in seen.streams("tx"))
