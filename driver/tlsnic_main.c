@@ -8,10 +8,9 @@
  *
  * A device without link cannot answer: its backend may be away. It is kept, and
  * asked when the link comes up. If it is not ours then, it is let go: the driver
- * core detaches it and offers it around again, to this driver as well. That
- * waits for the device's lock, which whoever removes the device holds while it
- * waits for our work; so it is work of its own, which nobody waits for but the
- * end of the module.
+ * core detaches it and offers it around again, to this driver as well. That is
+ * work of its own: it waits for the device's lock, and whoever removes the
+ * device holds the lock while waiting for our other work.
  */
 #include <linux/delay.h>
 #include <linux/module.h>
@@ -256,11 +255,8 @@ static int tlsnic_probe(struct virtio_device *vdev)
 		return 0;
 	}
 	err = tlsnic_adopt(priv);
-	if (err)
-		goto stop;
-	return 0;
-
-stop:
+	if (!err)
+		return 0;
 	tlsnic_rings_stop(priv);
 free:
 	tlsnic_free(priv);
