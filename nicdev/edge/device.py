@@ -133,7 +133,7 @@ class Device:
                 _signal(self._fds[2 * pair.index + 1][1])
             if more or ring.want_kicks():
                 self._loop.soon(self._drains[pair.index])
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - the ring is the boundary, whatever it was
             self._ring_failed(2 * pair.index + 1, Counter.TX_RING_ERRORS, error)
         if self.nic.messages:
             self._flush_messages()
@@ -142,7 +142,7 @@ class Device:
         try:
             if self.pairs[0].flush_messages():
                 self._publish_rx(self.pairs[0])
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - the ring is the boundary, whatever it was
             self._ring_failed(0, Counter.RX_RING_ERRORS, error)
 
     # -- rx -----------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Device:
     def _from_port(self, header: memoryview, frame: memoryview) -> bool:
         try:
             packets = self.nic.receive(header, frame)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - one frame is the boundary, whatever it was
             self._internal_error("a received frame", error)
             return not self._held
         return self._place(packets)
@@ -177,7 +177,7 @@ class Device:
                     # The port's buffer is reused: what is held must be a copy.
                     self._held += [(q, Packet(bytes(p.header), memoryview(bytes(p.frame)))) for q, p in packets[at:]]
                     break
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the ring is the boundary, whatever it was
                 self._ring_failed(2 * pair.index, Counter.RX_RING_ERRORS, error)
                 continue
             touched[pair.index] = None
