@@ -40,7 +40,7 @@ driver: ## build the driver for KERNEL
 	@testbed/bootstrap
 
 driver-check: ## build the driver with W=1 and sparse for all kernels, and run checkpatch
-	@$(HOST) && exec $(PY) -m testbed.driver
+	@$(HOST) && exec $(PY) -m testbed.assets.driver
 
 image: setup ## same as setup
 

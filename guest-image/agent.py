@@ -11,7 +11,7 @@ fresh id; all frames of that request, both ways, carry it, so any number of requ
     SIGNAL  one byte, WINDOW two u16            to the running SPAWN of that id; no reply
 
 EXIT carries the exit status as decimal text, negative for a signal. One thread, one selector, standard library only.
-The other side is testbed/agent.py, which repeats the frame constants; a unit test joins the two over a socket pair.
+The other side is testbed/vm/agent.py, which repeats the frame constants; a unit test joins the two over a socket pair.
 """
 
 import contextlib

@@ -12,15 +12,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from testbed.agent import GuestAgent
 from testbed.errors import AgentError
-from testbed.guest import Guest
-from testbed.namespace import INTERFACE, Wire
 from testbed.nic import NicProcess
-from testbed.qemu import Machine, VhostUserNic
-from testbed.runtime import RuntimeFolder
 from testbed.setup import Assets
 from testbed.stages import BUILD, say
+from testbed.vm.agent import GuestAgent
+from testbed.vm.guest import Guest
+from testbed.vm.qemu import Machine, VhostUserNic
+from testbed.vm.runtime import RuntimeFolder
+from testbed.wire.namespace import INTERFACE, Wire
 
 GUEST4, WIRE4 = "198.51.100.2", "198.51.100.1"
 GUEST6, WIRE6 = "2001:db8:1::2", "2001:db8:1::1"

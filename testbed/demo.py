@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from testbed.bed import Bed
-from testbed.decoder import Report, decode
 from testbed.flows import Flow, Outcome, count_wire_records, run_flow, wire_keys
 from testbed.setup import Assets
-from testbed.wirecapture import WireCapture
+from testbed.wire.decoder import Report, decode
+from testbed.wire.wirecapture import WireCapture
 
 SIZE: Final = 16 << 20
 CLOSE_SECONDS: Final = 10

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from testbed.bed import WIRE4, WIRE6, Bed
-from testbed.decoder import Keys, Report, fixed_keys
-from testbed.flowkeys import FlowKeys
-from testbed.peer import Peer
-from testbed.stream import sample, sha256_of
-from testbed.tls12 import read_keylog
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.peer import Peer
+from testbed.peers.stream import sample, sha256_of
+from testbed.wire.decoder import Keys, Report, fixed_keys
+from testbed.wire.tls12 import read_keylog
 
 OPENSSL_NAMES: Final = {
     "aes-128-gcm": "ECDHE-RSA-AES128-GCM-SHA256",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from testbed.errors import SetupError
-from testbed.namespace import Wire
+from testbed.wire.namespace import Wire
 
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 5

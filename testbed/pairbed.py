@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from testbed.agent import GuestAgent, Request
 from testbed.bed import GUEST4, TOOLS, WIRE4
-from testbed.guest import Guest
 from testbed.nic import NicProcess
-from testbed.qemu import VhostUserNic
-from testbed.runtime import RuntimeFolder
 from testbed.setup import Assets
 from testbed.stages import BUILD, say
+from testbed.vm.agent import GuestAgent, Request
+from testbed.vm.guest import Guest
+from testbed.vm.qemu import VhostUserNic
+from testbed.vm.runtime import RuntimeFolder
 
 FAR: Final = "far"
 MACS: Final = ("52:54:00:12:34:56", "52:54:00:12:34:57")

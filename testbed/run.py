@@ -20,7 +20,7 @@ from testbed.errors import BedError, GuestError
 from testbed.flows import Outcome
 from testbed.setup import Assets, check_tap, prepare
 from testbed.stages import BUILD, say
-from testbed.terminal import interact
+from testbed.vm.terminal import interact
 from testbed.watch import announced
 
 SHELL_HINT = """You are in the guest (root). The NIC is eth0; its peer is 198.51.100.1 and 2001:db8:1::1.

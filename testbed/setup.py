@@ -17,11 +17,12 @@ from pathlib import Path
 
 from nicdev.edge.port_tap import open_tun
 from nicdev.errors import ConfigError
-from testbed import accel, driver, image
+from testbed.assets import driver, image
+from testbed.assets.image import DEFAULT_KERNEL, Kernel, kernel_named
 from testbed.errors import BedError, SetupError
-from testbed.image import DEFAULT_KERNEL, Kernel, kernel_named
-from testbed.qemu import Accel, Machine, Qemu
 from testbed.stages import BUILD, Progress, build_lock, say
+from testbed.vm import accel
+from testbed.vm.qemu import Accel, Machine, Qemu
 
 SHELL_STAGES = 2
 STAGES = SHELL_STAGES + 4

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from testbed.errors import BedError, SetupError
-from testbed.namespace import Wire
 from testbed.stages import BUILD
+from testbed.wire.namespace import Wire
 
 RUN_FILE: Final = BUILD / "run.json"
 
@@ -46,7 +46,7 @@ def main() -> int:
     """Become tcpdump, with the arguments given."""
     try:
         wire = running_wire()
-        argv = wire.argv([sys.executable, "-m", "testbed.tcpdump", "-n", "-i", wire.interface, *sys.argv[1:]])
+        argv = wire.argv([sys.executable, "-m", "testbed.wire.tcpdump", "-n", "-i", wire.interface, *sys.argv[1:]])
     except BedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

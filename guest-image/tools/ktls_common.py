@@ -1,7 +1,7 @@
 """What the guest's traffic tools share: the byte stream they send, the kernel's TLS counters, one JSON line of
 result.
 
-Standard library only. testbed/stream.py makes the same stream on the host; a test compares the two.
+Standard library only. testbed/peers/stream.py makes the same stream on the host; a test compares the two.
 """
 
 import array

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from testbed.decoder import Keys, decode, fixed_keys
 from testbed.errors import SetupError
-from testbed.flowkeys import FlowKeys
-from testbed.namespace import Wire
-from testbed.pcapfile import CaptureError
-from testbed.peer import Peer
-from testbed.stream import sample, sha256_of
-from testbed.wirecapture import WireCapture
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.peer import Peer
+from testbed.peers.stream import sample, sha256_of
+from testbed.wire.decoder import Keys, decode, fixed_keys
+from testbed.wire.namespace import Wire
+from testbed.wire.pcapfile import CaptureError
+from testbed.wire.wirecapture import WireCapture
 
 pytestmark = pytest.mark.needs_netns
 

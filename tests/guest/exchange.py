@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from testbed.agent import Request
 from testbed.bed import GUEST4, GUEST6, TOOLS, WIRE4, WIRE6, Bed, last_line
-from testbed.decoder import Fixed, Keys, Report, StreamReport, decode, fixed_keys
 from testbed.errors import AgentTimeout
-from testbed.flowkeys import FlowKeys
-from testbed.peer import Peer
-from testbed.stream import sample, sha256_of
-from testbed.wirecapture import WireCapture
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.peer import Peer
+from testbed.peers.stream import sample, sha256_of
+from testbed.vm.agent import Request
+from testbed.wire.decoder import Fixed, Keys, Report, StreamReport, decode, fixed_keys
+from testbed.wire.wirecapture import WireCapture
 from tests.guest.conftest import wait_until
 
 Step = dict[str, Any]

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import AgentError, BootFailed, GuestDied
-from testbed.guest import Guest
-from testbed.qemu import Machine, UserNic
 from testbed.setup import Assets, prepare
 from testbed.stages import PROJECT
+from testbed.vm.guest import Guest
+from testbed.vm.qemu import Machine, UserNic
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -145,7 +145,7 @@ def test_missing_files_and_bad_qemu_arguments_are_one_line(machine: Machine, tmp
 
 def test_nothing_is_left_when_the_launcher_is_killed(machine: Machine) -> None:
     program = (
-        "from dataclasses import replace; from testbed.guest import Guest; from testbed.setup import prepare;"
+        "from dataclasses import replace; from testbed.vm.guest import Guest; from testbed.setup import prepare;"
         "guest = Guest(replace(prepare(with_driver=False).machine, name='test-killed'));"
         "guest.start(); print('pid', guest.pid, flush=True); guest.agent.run(['sleep', '600'], timeout=600)"
     )

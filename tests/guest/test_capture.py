@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 from pcapng import FileScanner, blocks
 
-from testbed import tls12
 from testbed.bed import running
-from testbed.decoder import Keys, decode, fixed_keys
-from testbed.pcapfile import frames
-from testbed.reassembly import reassemble
+from testbed.peers.stream import sample, sha256_of
 from testbed.setup import Assets
-from testbed.stream import sample, sha256_of
+from testbed.wire import tls12
+from testbed.wire.decoder import Keys, decode, fixed_keys
+from testbed.wire.pcapfile import frames
+from testbed.wire.reassembly import reassemble
 from tests.guest.conftest import assert_settled
 from tests.guest.exchange import CIPHERS, EOF, SHUTDOWN, WIRE_HOSTS, Case, exchange, recv, send
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
-from testbed.stream import sha256_of
+from testbed.peers.stream import sha256_of
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     CIPHERS,

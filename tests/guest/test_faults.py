@@ -8,7 +8,7 @@ import pytest
 
 from testbed.bed import Bed
 from testbed.errors import SetupError
-from testbed.stream import sha256_of
+from testbed.peers.stream import sha256_of
 from tests.guest.exchange import CIPHERS, RECORD_OVERHEAD, WAIT, Running, exchange, rx_case, send, tx_case
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]

@@ -17,11 +17,11 @@ import pytest
 
 from nicdev import __version__
 from testbed.bed import TOOLS, Bed, configure_guest, running
-from testbed.flowkeys import FlowKeys
-from testbed.namespace import held_wire
-from testbed.pcapfile import frames
+from testbed.peers.flowkeys import FlowKeys
 from testbed.setup import Assets
-from testbed.wirecapture import WireCapture
+from testbed.wire.namespace import held_wire
+from testbed.wire.pcapfile import frames
+from testbed.wire.wirecapture import WireCapture
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import CIPHERS, Running, exchange
 from tests.guest.rounds import RECORDS_PER_ROUND, ROUND, Rounds, echo_cases, offloaded_again

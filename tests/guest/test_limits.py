@@ -11,9 +11,9 @@ import pytest
 
 from testbed.bed import Bed, configure_guest, running
 from testbed.errors import GuestDied
-from testbed.guest import Guest
-from testbed.pcapfile import frames
 from testbed.setup import Assets
+from testbed.vm.guest import Guest
+from testbed.wire.pcapfile import frames
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import EOF, SHUTDOWN, WAIT, Case, Running, exchange, exchanging, recv, send, tx_case
 

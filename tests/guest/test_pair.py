@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from testbed.agent import Request
 from testbed.bed import last_line
-from testbed.flowkeys import FlowKeys
 from testbed.pairbed import PairBed, Side, running_pair
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.stream import sha256_of
 from testbed.setup import prepare
-from testbed.stream import sha256_of
+from testbed.vm.agent import Request
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import CIPHERS, RECORD_OVERHEAD, TIMEOUT, WAIT, Step, recv, send
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from testbed.bed import TOOLS, WIRE4, WIRE6, Bed, running
-from testbed.guest import Guest
-from testbed.pcapfile import frames
-from testbed.peer import Peer
-from testbed.qemu import UserNic
+from testbed.peers.peer import Peer
 from testbed.setup import Assets
+from testbed.vm.guest import Guest
+from testbed.vm.qemu import UserNic
+from testbed.wire.pcapfile import frames
 from tests.guest.exchange import EOF, SHUTDOWN, Case, Seen, exchange, recv, send
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]

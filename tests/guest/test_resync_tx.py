@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.assets.image import KERNELS
 from testbed.bed import Bed, running
-from testbed.image import KERNELS
 from testbed.setup import prepare
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import (

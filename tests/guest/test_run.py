@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import SetupError
-from testbed.runtime import RuntimeFolder
 from testbed.stages import PROJECT
+from testbed.vm.runtime import RuntimeFolder
 from testbed.watch import running_wire
 from tests.guest.conftest import wait_until
 

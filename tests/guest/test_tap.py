@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from testbed.errors import SetupError
-from testbed.namespace import Wire, held_wire
 from testbed.nic import NicProcess
+from testbed.wire.namespace import Wire, held_wire
 from tests.device.test_cli import AS_ROOT, PROGRAM, refused
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(60)]

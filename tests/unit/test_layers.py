@@ -90,5 +90,9 @@ def test_device_does_not_know_its_surroundings(path: Path) -> None:
     assert not {n for n in imports(path) if n.split(".")[0] in ("testbed", "tests", "scapy", "pytest")}
 
 
-def test_decoder_shares_nothing_with_the_engine() -> None:
-    assert not {n for n in imports(ROOT / "testbed" / "decoder.py") if n.startswith("nicdev")}
+JUDGES = [path for folder in ("wire", "peers") for path in sorted((ROOT / "testbed" / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", JUDGES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_decoder_and_peers_share_nothing_with_the_engine(path: Path) -> None:
+    assert not {n for n in imports(path) if n.startswith("nicdev")}

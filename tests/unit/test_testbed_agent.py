@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import agent as host
-from testbed.agent import GuestAgent
 from testbed.errors import AgentError, AgentTimeout, GuestDied
+from testbed.vm import agent as host
+from testbed.vm.agent import GuestAgent
 
 GUEST_FILE = Path(__file__).parents[2] / "guest-image" / "agent.py"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cpio, debian, image, stages
+from testbed import stages
+from testbed.assets import cpio, debian, image
 from testbed.errors import SetupError
 
 

@@ -19,14 +19,14 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
-from testbed.certificate import self_signed
-from testbed.decoder import Keys, Report, StreamReport, decode, fixed_keys
-from testbed.flowkeys import FlowKeys
-from testbed.pcapfile import CaptureError
-from testbed.plaintext import Canary
-from testbed.rawtls import Sealer
-from testbed.stream import sample, sha256_of, stream
-from testbed.tls12 import read_keylog
+from testbed.peers.certificate import self_signed
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.rawtls import Sealer
+from testbed.peers.stream import sample, sha256_of, stream
+from testbed.wire.decoder import Keys, Report, StreamReport, decode, fixed_keys
+from testbed.wire.pcapfile import CaptureError
+from testbed.wire.plaintext import Canary
+from testbed.wire.tls12 import read_keylog
 
 ETHERNET = {"src": "02:00:00:00:00:01", "dst": "02:00:00:00:00:02"}
 GUEST, PEER, PORT = "198.51.100.2", "198.51.100.1", 4433
@@ -312,7 +312,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     path, keylog, _ = keylog_capture(tmp_path, "ECDHE-RSA-AES128-GCM-SHA256")
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keylog": str(keylog), "seeds": ["s"]}))
-    command = [sys.executable, "-m", "testbed.decoder", str(path)]
+    command = [sys.executable, "-m", "testbed.wire.decoder", str(path)]
     done = subprocess.run([*command, "--keys", str(keys)], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
     assert (report["ok"], report["records"], report["records_decrypted_ok"]) == (True, 8, 8)
@@ -321,7 +321,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("module", ["testbed.decoder", "testbed.peers"])
+@pytest.mark.parametrize("module", ["testbed.wire.decoder", "testbed.peers.program"])
 def test_the_oracle_shares_no_code_with_the_nic(module: str) -> None:
     code = f"import {module}, sys; print(sorted(name for name in sys.modules if name.startswith('nicdev')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

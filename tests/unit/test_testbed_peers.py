@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from testbed.flowkeys import FlowKeys
-from testbed.peer import Peer, PeerError
-from testbed.rawtls import Opener, RecordError, Sealer
-from testbed.stream import sample, sha256_of, stream
-from testbed.tls12 import read_keylog
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.peer import Peer, PeerError
+from testbed.peers.rawtls import Opener, RecordError, Sealer
+from testbed.peers.stream import sample, sha256_of, stream
+from testbed.wire.tls12 import read_keylog
 
 TOOLS = Path(__file__).parents[2] / "guest-image" / "tools"
 FLOW = FlowKeys.from_seed("aes-256-gcm", "peers", rec_seq=3)

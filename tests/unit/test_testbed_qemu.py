@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import accel
 from testbed.errors import SetupError
-from testbed.guest import kernel_complaints
-from testbed.qemu import (
+from testbed.vm import accel
+from testbed.vm.guest import kernel_complaints
+from testbed.vm.qemu import (
     SOCKET_PATH_MAX,
     Accel,
     Machine,
@@ -24,7 +24,7 @@ from testbed.qemu import (
     command_line,
     kernel_command_line,
 )
-from testbed.runtime import RuntimeFolder
+from testbed.vm.runtime import RuntimeFolder
 
 NEW = Qemu(("qemu",), (10, 0, 13), "system")
 OLD = Qemu(("qemu",), (7, 2, 22), "system")
@@ -112,7 +112,7 @@ def test_the_folder_of_a_killed_run_is_swept_and_that_of_a_living_one_is_not(
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     mine = RuntimeFolder()
-    program = "from testbed.runtime import RuntimeFolder; f = RuntimeFolder(); print(f.path, flush=True); input()"
+    program = "from testbed.vm.runtime import RuntimeFolder; f = RuntimeFolder(); print(f.path, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

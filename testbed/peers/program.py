@@ -1,4 +1,4 @@
-"""User-space TLS peers for the guest's kTLS sockets, run where the wire is: python -m testbed.peers raw|openssl JOB
+"""User-space TLS peers for the guest's kTLS sockets: python -m testbed.peers.program raw|openssl JOB, where the wire is
 
 `raw` speaks TLS 1.2 records with fixed keys and can misbehave; `openssl` is Python's ssl module with a
 certificate made for the run. JOB is one JSON object; lines of JSON come back: {"event": "listening", "port": n},
@@ -6,7 +6,7 @@ certificate made for the run. JOB is one JSON object; lines of JSON come back: {
 
     listen: [host, port] (port 0: any), or connect: [host, port]
     cipher: "aes-128-gcm" or "aes-256-gcm" (raw); OpenSSL's name, such as ECDHE-RSA-AES128-GCM-SHA256 (openssl)
-    keys: (raw) {"tx": {...}, "rx": {...}} as testbed.flowkeys has them. As everywhere, tx is guest to wire: this
+    keys: (raw) {"tx": {...}, "rx": {...}} as testbed.peers.flowkeys has them. As everywhere, tx is guest to wire: this
         side opens records with tx and seals them with rx. A missing direction is clear
     keylog: (openssl) file to which the session's secrets are appended in NSS format
     seed: names the stream that is sent; timeout: seconds for any one blocking call (default 60)
@@ -32,10 +32,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from testbed.certificate import self_signed
-from testbed.flowkeys import DirectionKeys
-from testbed.rawtls import APPLICATION_DATA, MAX_PLAINTEXT, Opener, RecordError, Sealer
-from testbed.stream import stream
+from testbed.peers.certificate import self_signed
+from testbed.peers.flowkeys import DirectionKeys
+from testbed.peers.rawtls import APPLICATION_DATA, MAX_PLAINTEXT, Opener, RecordError, Sealer
+from testbed.peers.stream import stream
 
 RECEIVE: Final = 1 << 18
 POLL: Final = 0.0005  # seconds between looks at the socket's output queue
@@ -371,7 +371,7 @@ def run(kind: str, job: dict[str, Any]) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit status."""
     if len(argv) != 2 or argv[0] not in ("raw", "openssl"):
-        print("usage: python -m testbed.peers raw|openssl JOB", file=sys.stderr)
+        print("usage: python -m testbed.peers.program raw|openssl JOB", file=sys.stderr)
         return 2
     result = run(argv[0], json.loads(argv[1]))
     say(result)

@@ -1,4 +1,4 @@
-"""tcpdump where the wire is: python -m testbed.tcpdump ARGUMENTS becomes `tcpdump -Z root ARGUMENTS`.
+"""tcpdump where the wire is: python -m testbed.wire.tcpdump ARGUMENTS becomes `tcpdump -Z root ARGUMENTS`.
 
 Distributions build tcpdump so that it gives up root, and even with `-Z root` it sets its supplementary groups and
 ends when it may not. In the user namespace of an ordinary user that is always so (user_namespaces(7): setgroups

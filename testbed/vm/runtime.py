@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from testbed.qemu import SOCKET_PATH_MAX
+from testbed.vm.qemu import SOCKET_PATH_MAX
 
 PREFIX: Final = "tlsnic-run-"
 

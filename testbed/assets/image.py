@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import cpio, debian
+from testbed.assets import cpio, debian
 from testbed.errors import SetupError
 from testbed.stages import BUILD, PROJECT, cached, command, digest, in_root, remove
 

@@ -14,7 +14,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from testbed.flowkeys import DirectionKeys
+from testbed.peers.flowkeys import DirectionKeys
 
 HEADER: Final = struct.Struct(">BHH")
 ADDITIONAL: Final = struct.Struct(">QBHH")

@@ -1,7 +1,7 @@
 """The virtual machine as a value, and QEMU's command line as a pure function of it.
 
-Nothing here touches the system: which QEMU and which accelerator is testbed/accel.py's decision, starting it is
-testbed/guest.py's. Attaching the NIC is the stock way: a vhost-user chardev behind an ordinary virtio-net-pci,
+Nothing here touches the system: which QEMU and which accelerator is testbed/vm/accel.py's decision, starting it is
+testbed/vm/guest.py's. Attaching the NIC is the stock way: a vhost-user chardev behind an ordinary virtio-net-pci,
 with guest memory in a shareable memfd.
 """
 

@@ -1,4 +1,4 @@
-"""The harness's handle on a peer (testbed.peers) that runs in the NIC's namespace."""
+"""The harness's handle on a peer (testbed.peers.program) that runs in the NIC's namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from typing import Any, Final, Self
 
 from testbed.errors import BedError
-from testbed.namespace import Wire
+from testbed.wire.namespace import Wire
 
 START_SECONDS: Final = 20.0
 
@@ -28,7 +28,7 @@ class Peer:
     """
 
     def __init__(self, wire: Wire | None, kind: str, job: dict[str, Any]) -> None:
-        argv = [sys.executable, "-m", "testbed.peers", kind, json.dumps(job)]
+        argv = [sys.executable, "-m", "testbed.peers.program", kind, json.dumps(job)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
             wire.argv(argv) if wire else argv,

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-from testbed.namespace import Wire
-from testbed.pcapfile import CaptureError
+from testbed.wire.namespace import Wire
+from testbed.wire.pcapfile import CaptureError
 
 START_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 20.0
@@ -49,7 +49,7 @@ class WireCapture:
         """Return when packets are being recorded. Raises CaptureError."""
         self._said = self.path.with_suffix(".said")
         self.path.unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "testbed.tcpdump", "-i", self._wire.interface, "-n", "-U"]
+        argv = [sys.executable, "-m", "testbed.wire.tcpdump", "-i", self._wire.interface, "-n", "-U"]
         argv += ["-B", str(BUFFER_KIB), "-w", str(self.path), *self._filter]
         with open(self._said, "wb") as errors:
             self._process = self._wire.popen(argv, stdout=errors, stderr=errors)

@@ -16,10 +16,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from testbed import debian
+from testbed.assets import debian
 from testbed.errors import SetupError
-from testbed.qemu import FIRST_GOOD_TCG, Accel, Qemu
 from testbed.stages import BUILD, cached, digest
+from testbed.vm.qemu import FIRST_GOOD_TCG, Accel, Qemu
 
 UNPACKED_SUITES = ("trixie", "bookworm")  # the first is the one to prefer, the second has the oldest supported one
 UNPACKED_PACKAGES = ["qemu-system-x86", "qemu-system-data", "seabios"]

@@ -21,11 +21,11 @@ from typing import Self
 
 from qemu.qmp import QMPClient
 
-from testbed.agent import GuestAgent
 from testbed.errors import AgentTimeout, BootFailed, GuestDied, GuestError
-from testbed.qemu import SOCKET_PATH_MAX, Machine, VhostUserNic, command_line
-from testbed.runtime import RuntimeFolder
 from testbed.stages import BUILD, say
+from testbed.vm.agent import GuestAgent
+from testbed.vm.qemu import SOCKET_PATH_MAX, Machine, VhostUserNic, command_line
+from testbed.vm.runtime import RuntimeFolder
 
 BOOT_TIMEOUT = 90.0  # seconds; a loaded machine under TCG needs a few, so only a hang gets here
 POLL = 0.05

@@ -13,8 +13,8 @@ import threading
 import tty
 from collections.abc import Iterator, Sequence
 
-from testbed.agent import GuestAgent, Request
 from testbed.errors import AgentTimeout, GuestDied
+from testbed.vm.agent import GuestAgent, Request
 
 LEAVE = 0x1D  # Ctrl-]
 HANGUP_SECONDS = 2.0  # for the program to end when the user leaves

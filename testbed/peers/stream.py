@@ -31,5 +31,5 @@ def sha256_of(seed: str, size: int) -> str:
 
 
 def sample(seed: str) -> bytes:
-    """Bytes of the stream that must never be seen on the wire (for testbed.plaintext)."""
+    """Bytes of the stream that must never be seen on the wire (for testbed.wire.plaintext)."""
     return _block(seed)[NUMBER:]

@@ -1,4 +1,4 @@
-"""What was really on the wire: an independent reading of a capture. python -m testbed.decoder FILE --keys keys.json
+"""What was really on the wire, read independently: python -m testbed.wire.decoder FILE --keys keys.json
 
 Reassembles TCP, decrypts every TLS 1.2 record with keys that are known from elsewhere, and looks for plaintext in
 every frame. Shares no code with the NIC. keys.json, all parts optional:
@@ -6,7 +6,7 @@ every frame. Shares no code with the NIC. keys.json, all parts optional:
     {"keylog": "file in NSS format",
      "fixed": [{"src": [address, port], "dst": [address, port], "cipher": "aes-128-gcm", "key": hex, "salt": hex,
                 "rec_seq": number of the first record, "start": byte of the stream at which it begins}],
-     "seeds": [seeds of testbed.stream whose data must not be seen], "samples": [hex]}
+     "seeds": [seeds of testbed.peers.stream whose data must not be seen], "samples": [hex]}
 
 A null address or port in "fixed" matches any; the first entry that matches a stream counts.
 """
@@ -27,12 +27,13 @@ from typing import Any, Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from testbed import pcapfile, stream, tls12
-from testbed.flowkeys import FlowKeys
-from testbed.pcapfile import CaptureError
-from testbed.plaintext import Canary
-from testbed.reassembly import Connection, Endpoint, Stream, reassemble
-from testbed.tls12 import APPLICATION_DATA, NONCE, OVERHEAD, NotTls, Secret
+from testbed.peers import stream
+from testbed.peers.flowkeys import FlowKeys
+from testbed.wire import pcapfile, tls12
+from testbed.wire.pcapfile import CaptureError
+from testbed.wire.plaintext import Canary
+from testbed.wire.reassembly import Connection, Endpoint, Stream, reassemble
+from testbed.wire.tls12 import APPLICATION_DATA, NONCE, OVERHEAD, NotTls, Secret
 
 SHOWN: Final = 16  # failures told in detail per stream
 Match = tuple[str | None, int | None]
@@ -259,7 +260,7 @@ def decode(path: Path, keys: Keys, interface: str | None = None) -> Report:
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; 0 when all is well, 1 when the wire is not as it must be, 2 when it cannot be told."""
-    parser = argparse.ArgumentParser(prog="python -m testbed.decoder", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m testbed.wire.decoder", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", type=Path, help="pcap or pcapng")
     parser.add_argument("--keys", type=Path, help="keys.json (see the module's text)")
     parser.add_argument("--interface", help="of a pcapng file, only the interface of this name")

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed import debian
+from testbed.assets import debian
+from testbed.assets.image import GUEST_SUITE, KERNELS, LOGS, Kernel, build_kernel, kernel_named
 from testbed.errors import SetupError
-from testbed.image import GUEST_SUITE, KERNELS, LOGS, Kernel, build_kernel, kernel_named
 from testbed.stages import BUILD, PROJECT, build_lock, cached, command, digest, in_root, remove, say
 
 SOURCE = PROJECT / "driver"
@@ -108,8 +108,10 @@ def style(kernel: Kernel, source: Path = SOURCE) -> str:
 
 
 def main() -> int:
-    """`python -m testbed.driver [KERNEL ...]`: W=1 and sparse on these kernels (all by default), and checkpatch."""
-    parser = argparse.ArgumentParser(prog="testbed.driver", description="Check the driver: W=1, sparse, checkpatch.")
+    """`python -m testbed.assets.driver [KERNEL ...]`: W=1 and sparse (on all kernels if none is named), checkpatch."""
+    parser = argparse.ArgumentParser(
+        prog="testbed.assets.driver", description="Check the driver: W=1, sparse, checkpatch."
+    )
     parser.add_argument("kernels", nargs="*", help=f"default: {' '.join(KERNELS)}")
     clean = True
     try:

@@ -1,0 +1,1 @@
+"""What guests are made of: Debian's packages, the images, our driver."""
