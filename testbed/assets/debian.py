@@ -29,20 +29,34 @@ def host_codename() -> str:
     return fields.get("VERSION_CODENAME", "").strip('"')
 
 
-def pick_mirror(index_targets: str, codename: str) -> str:
+def pick_mirror(index_targets: str, suite: str) -> str:
     """The mirror among lines of `URI RELEASE COMPONENT`: the first that has this suite's main component."""
     for line in index_targets.splitlines():
         uri, _, rest = line.partition(" ")
-        if rest.split() == [codename, "main"]:
+        if rest.split() == [suite, "main"]:
             return uri
-    raise SetupError(f"apt's sources name no Debian mirror for {codename or 'this system'}")
+    raise SetupError(f"apt's sources name no Debian mirror for {suite or 'this system'}")
 
 
-def mirror() -> str:
-    """The URI of the Debian mirror in this host's apt sources."""
+def sources(suites: Sequence[str], index_targets: str, codename: str) -> list[str]:
+    """The sources of these suites, as lines of sources.list, from the mirrors this host uses for its own suites.
+
+    Security updates have a mirror of their own. A host whose apt is not told of one gets the suites without them.
+    """
+    lines = []
+    for suite in suites:
+        try:
+            own = f"{codename}-security" if suite.endswith("-security") else codename
+            lines.append(f"deb {pick_mirror(index_targets, own)} {suite} main")
+        except SetupError:
+            if not suite.endswith("-security"):
+                raise
+    return lines
+
+
+def _index_targets() -> str:
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
-    targets = _output(["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"])
-    return pick_mirror(targets, host_codename())
+    return _output(["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"])
 
 
 def _apt_options() -> list[str]:
@@ -54,7 +68,6 @@ def _apt_options() -> list[str]:
 def _mmdebstrap(
     target: str, suites: Sequence[str], packages: Sequence[str], hooks: Sequence[str], options: Sequence[str]
 ) -> list[str]:
-    uri = mirror()
     return [
         "mmdebstrap",
         '--aptopt=Apt::Install-Recommends "false"',
@@ -64,7 +77,7 @@ def _mmdebstrap(
         f"--include={','.join(packages)}",
         suites[0],
         target,
-        *[f"deb {uri} {suite} main" for suite in suites],
+        *sources(suites, _index_targets(), host_codename()),
     ]
 
 

@@ -39,7 +39,9 @@ class Kernel:
     """A kernel the guest can run: the name users give and where Debian keeps it."""
 
     name: str
-    suites: tuple[str, ...]
+    suites: tuple[
+        str, ...
+    ]  # the first is the base system's; of the others the newest version is taken, unless selected
     select: str = ""  # appended to the package names: /suite where it is not the first suite's own
 
     @property
@@ -66,8 +68,8 @@ class Kernel:
 KERNELS = {
     kernel.name: kernel
     for kernel in (
-        Kernel("6.1", ("bookworm",)),
-        Kernel("6.12", ("trixie",)),
+        Kernel("6.1", ("bookworm", "bookworm-security")),
+        Kernel("6.12", ("trixie", "trixie-security")),
         Kernel("7.2", ("trixie", "trixie-backports"), "/trixie-backports"),
     )
 }

@@ -88,6 +88,17 @@ def test_mirror_is_the_hosts_own() -> None:
         debian.pick_mirror(targets, "trixie")
 
 
+def test_security_updates_come_from_the_hosts_own_mirror_of_them() -> None:
+    targets = "http://mirror/debian bookworm main\nhttp://safe/deb bookworm-security main\n"
+    suites = ["trixie", "trixie-security", "trixie-backports"]
+    main = ["deb http://mirror/debian trixie main", "deb http://mirror/debian trixie-backports main"]
+    assert debian.sources(suites, targets, "bookworm") == [main[0], "deb http://safe/deb trixie-security main", main[1]]
+    without = targets.splitlines()[0]
+    assert debian.sources(suites, without, "bookworm") == main
+    with pytest.raises(SetupError, match="no Debian mirror for trixie"):
+        debian.sources(suites, targets, "trixie")
+
+
 def writer(text: str) -> Callable[[Path], None]:
     """A build step that makes a file."""
 
