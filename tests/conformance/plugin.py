@@ -43,7 +43,7 @@ def own_kernel(test: pytest.Item) -> str:
     parameters = (
         test.callspec.params.values() if isinstance(test, pytest.Function) and hasattr(test, "callspec") else ()
     )
-    return next((value for value in parameters if value in KERNELS), "")
+    return next((value for value in parameters if isinstance(value, str) and value in KERNELS), "")
 
 
 class Recorder:

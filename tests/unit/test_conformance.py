@@ -60,7 +60,7 @@ def test_newest(): pass
 def kernel(request): return request.param
 
 @pytest.mark.conformance(1)
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [[], "6"])
 def test_each(kernel, size): pass
 """
 Runner = Callable[..., dict[str, Any]]
@@ -125,8 +125,8 @@ def test_unmarked_tests_do_not_run(outcomes: Runner) -> None:
 @pytest.mark.parametrize(
     ("kernel", "names"),
     [
-        ("7.2", ["test_any", "test_newest", "test_each[7.2-1]", "test_each[7.2-2]"]),
-        ("6.1", ["test_any", "test_each[6.1-1]", "test_each[6.1-2]"]),
+        ("7.2", ["test_any", "test_newest", "test_each[7.2-6]", "test_each[7.2-size0]"]),
+        ("6.1", ["test_any", "test_each[6.1-6]", "test_each[6.1-size0]"]),
     ],
 )
 def test_a_test_with_a_kernel_of_its_own_runs_there_alone(outcomes: Runner, kernel: str, names: list[str]) -> None:
