@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define TLSNIC_ABI_VERSION		1
+#define TLSNIC_ABI_VERSION		2
 #define TLSNIC_HDR_F_EXT		0x80	/* in virtio_net_hdr.flags */
 #define TLSNIC_HELLO_ETHERTYPE		0x88B5
 #define TLSNIC_HELLO_MAGIC		"TLSNICEX"
@@ -146,7 +146,7 @@ struct tlsnic_ctx_add {
 	__le16	tls_version;
 	__le16	cipher;			/* TLS_CIPHER_* of uapi/linux/tls.h */
 	__u8	add_flags;
-	__u8	reserved0;
+	__u8	rx_personality;		/* rx: the one the driver goes by */
 	__le32	start_seq;
 	__u8	key_len;
 	__u8	iv_len;
@@ -158,7 +158,7 @@ struct tlsnic_ctx_add {
 	__u8	key[32];
 	__le16	local_port;
 	__le16	remote_port;
-	__le32	reserved1;
+	__le32	reserved0;
 	__u8	local_addr[16];		/* IPv4: first 4 bytes */
 	__u8	remote_addr[16];
 } __packed;

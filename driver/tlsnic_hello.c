@@ -35,7 +35,7 @@ static void tlsnic_hello_apply(struct tlsnic_priv *priv)
 	priv->max_contexts = min(le32_to_cpu(reply->max_contexts),
 				 TLSNIC_MAX_CONTEXTS);
 	WRITE_ONCE(priv->tx_personality, reply->tx_personality);
-	priv->rx_personality = reply->rx_personality;
+	WRITE_ONCE(priv->rx_personality, reply->rx_personality);
 	memcpy(priv->device_version, reply->device_version,
 	       sizeof(reply->device_version));
 }

@@ -3,7 +3,8 @@
  * How an rx context finds its place again: the device's questions to the stack,
  * the stack's answers to the device.
  *
- * The stack knows three ways, of which the device's rx personality names one:
+ * The stack knows three ways. The device's rx personality when the context was
+ * made names one; CTX_ADD says which, so that both sides keep to it:
  *
  * DRIVER_REQ           the device asks about one record start. Question and
  *                      answer name the last byte of the header.
@@ -26,9 +27,9 @@
 #define TLSNIC_ATTEMPT_RECORDS	0x8000
 
 static enum tls_offload_sync_type
-tlsnic_sync_type(const struct tlsnic_priv *priv)
+tlsnic_sync_type(const struct tlsnic_ctx *ctx)
 {
-	switch (priv->rx_personality) {
+	switch (ctx->add.rx_personality) {
 	case TLSNIC_RX_DRIVER_REQ:
 	case TLSNIC_RX_IDEAL:
 		return TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ;
@@ -42,7 +43,7 @@ tlsnic_sync_type(const struct tlsnic_priv *priv)
 /* A new rx context; from here on the device may ask */
 void tlsnic_resync_init(struct tlsnic_ctx *ctx, struct sock *sk)
 {
-	ctx->sync_type = tlsnic_sync_type(ctx->priv);
+	ctx->sync_type = tlsnic_sync_type(ctx);
 	/* for that type alone: the field shares its place with the others' */
 	if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ_ASYNC)
 		tls_offload_ctx_rx(tls_get_ctx(sk))->resync_async = &ctx->async;

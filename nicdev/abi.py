@@ -23,7 +23,7 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, NamedTuple
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2  # two that speak different ones do not speak
 HDR_F_EXT: Final = 0x80  # in virtio_net_hdr.flags
 VNET_HDR_LEN: Final = 12
 HELLO_ETHERTYPE: Final = 0x88B5  # big-endian on the wire; IEEE 802 local experimental
@@ -220,6 +220,7 @@ class CtxAdd(NamedTuple):
     tls_version: int
     cipher: int
     add_flags: int
+    rx_personality: int  # rx: the one that the driver goes by with this context
     start_seq: int
     key_len: int
     iv_len: int
@@ -280,14 +281,14 @@ HELLO = Struct("<6s6s2sH8sQI24x")
 HELLO_REPLY = Struct("<BBHH2xQQIIIHBB16s8x")
 TX_TLS = Struct("<BBHIIIIxxxxQ")
 COMMAND = Struct("<BBHII4x")
-CTX_ADD = Struct("<BBHHBxIBBBB8s4s12s32sHH4x16s16s")
+CTX_ADD = Struct("<BBHHBBIBBBB8s4s12s32sHH4x16s16s")
 RX_RESYNC = Struct("<I4xQ")
 REPLY = Struct("<II")
 RX_TLS = Struct("<BBHIIIIHxxIxxxx")
 EVENT = Struct("<BBHIIIQ8x")
 
 _SECRETS_AT: Final = 24  # of CTX_ADD: salt, iv, key
-_CTX_ADD_PUBLIC: Final = Struct("<BBHHBxIBBBB8s48xHH4x16s16s")
+_CTX_ADD_PUBLIC: Final = Struct("<BBHHBBIBBBB8s48xHH4x16s16s")
 
 STAT_NAME_LEN: Final = 32  # bytes per name in a GET_STAT_NAMES reply, NUL-padded ASCII
 
@@ -298,4 +299,4 @@ def unpack_ctx_add(body: memoryview) -> CtxAdd:
     salt = body[_SECRETS_AT : _SECRETS_AT + 4]
     iv = body[_SECRETS_AT + 4 : _SECRETS_AT + 16]
     key = body[_SECRETS_AT + 16 : _SECRETS_AT + 48]
-    return CtxAdd._make((*public[:11], salt, iv, key, *public[11:]))
+    return CtxAdd._make((*public[:12], salt, iv, key, *public[12:]))

@@ -221,9 +221,9 @@ def _open_ports(config: Config, loop: Loop, stack: ExitStack) -> list[Port]:
 
 def _build_nic(config: Config) -> Nic:
     stats = Stats()
-    table = ContextTable(config.max_contexts, config.rx_personality)
+    table = ContextTable(config.max_contexts)
     caps = abi.Cap.TX | abi.Cap.RX if config.tls else abi.Cap(0)
-    identity = Identity(__version__, caps, tx_personality=config.tx_personality)
+    identity = Identity(__version__, caps, rx_personality=config.rx_personality, tx_personality=config.tx_personality)
     return Nic(stats, table, Control(identity, table, stats), lambda: secrets.randbits(64))
 
 

@@ -28,6 +28,7 @@ class Identity:
     device_version: str
     caps: abi.Cap = abi.Cap.TX | abi.Cap.RX
     ciphers: abi.CipherCap = TLS_1_2_AES_GCM
+    rx_personality: abi.RxPersonality = abi.RxPersonality.IDEAL
     tx_personality: abi.TxPersonality = abi.TxPersonality.REBUILD
 
 
@@ -38,17 +39,19 @@ class Control:
         self._identity = identity
         self._table = table
         self._stats = stats
-        self.tx_personality = identity.tx_personality  # may change: the driver learns it from its next HELLO
+        # These may change. The driver learns it from its next HELLO; each rx context is what the driver asks for.
+        self.rx_personality = identity.rx_personality
+        self.tx_personality = identity.tx_personality
         self.faults = Faults()
 
-    def hello_reply(self, version: int, nonce: int, boot_id: int) -> bytes:
+    def hello_reply(self, nonce: int, boot_id: int) -> bytes:
         """The HELLO_REPLY extension."""
         me = self._identity
         return abi.HELLO_REPLY.pack(
             abi.ExtType.HELLO_REPLY,
             0,
             abi.HELLO_REPLY.size,
-            version,
+            abi.ABI_VERSION,
             nonce,
             boot_id,
             me.caps,
@@ -56,7 +59,7 @@ class Control:
             self._table.max_contexts,
             len(Counter),
             self.tx_personality,
-            self._table.rx_personality,
+            self.rx_personality,
             me.device_version.encode("ascii")[:16],
         )
 

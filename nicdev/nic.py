@@ -101,7 +101,7 @@ class Nic:
         self._packet_id = 0
         self._boot_ids = boot_ids
         self._boot_id = boot_ids()
-        self._version = 0  # 0: the driver has not said HELLO
+        self._greeted = False  # the driver has said HELLO, in our version
         self._interrupted = False  # reset while a driver that had said HELLO was there
         self._steering: dict[tuple[bytes, int, bytes, int], int] = {}
 
@@ -110,14 +110,14 @@ class Nic:
     def reset(self) -> None:
         """A new driver or none: every context and key goes, and nobody has said HELLO."""
         self._forget_contexts()
-        self._interrupted = bool(self._version) or self._interrupted
-        self._version = 0
+        self._interrupted = self._greeted or self._interrupted
+        self._greeted = False
         self._steering.clear()
 
     @property
     def greeted(self) -> bool:
-        """Whether the driver has said HELLO."""
-        return bool(self._version)
+        """Whether the driver has said HELLO, in our version."""
+        return self._greeted
 
     def resumed(self) -> None:
         """The rings go on where they stopped: it was no new driver after all (QEMU resets a device that it pauses)."""
@@ -257,16 +257,16 @@ class Nic:
         if len(ext) < abi.HELLO.size:
             raise FrameError(Counter.TX_DROP_BAD_EXTENSION)
         hello = abi.Hello._make(abi.HELLO.unpack_from(ext))
-        if (hello.dst, hello.magic) != (abi.HELLO_DST, abi.HELLO_MAGIC) or hello.version < 1:
+        if (hello.dst, hello.magic) != (abi.HELLO_DST, abi.HELLO_MAGIC):
             raise FrameError(Counter.TX_DROP_BAD_EXTENSION)
         self.stats.add(Counter.HELLOS)
         if hello.flags & abi.HelloFlag.RESET:
             self._forget_contexts()
-        self._version = min(hello.version, abi.ABI_VERSION)
+        self._greeted = hello.version == abi.ABI_VERSION  # what speaks another version takes no extension of ours
         self._interrupted = False
         # Only the last HELLO is waited for; answers that nobody takes must not pile up.
         self.messages[:] = [m for m in self.messages if m[len(_EXT_HDR)] != abi.ExtType.HELLO_REPLY]
-        self.messages.append(_EXT_HDR + self.control.hello_reply(self._version, hello.nonce, self._boot_id))
+        self.messages.append(_EXT_HDR + self.control.hello_reply(hello.nonce, self._boot_id))
 
     # -- rx -----------------------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Nic:
         if parsed is None and self.table.hides(frame):
             return None, ""
         hit = None
-        if self._version and parsed is not None and parsed.payload < parsed.end:
+        if self._greeted and parsed is not None and parsed.payload < parsed.end:
             hit = self.table.lookup_rx(parsed.dst, parsed.dport, parsed.src, parsed.sport)
         plain = Packet(self._plain_header(header, frame), frame)
         if hit is None or parsed is None:

@@ -14,8 +14,8 @@ from nicdev.tls.personality import RX_PERSONALITIES
 class PersonalityCommand:
     """{"rx": NAME, "tx": NAME, "nic": 0} changes them and tells the driver.
 
-    rx is that of contexts made from now on, tx that of the whole NIC. Without either it only shows; without "nic" all
-    NICs are meant.
+    rx is that of contexts which the driver makes after it has heard of it, tx that of the whole NIC. Without either it
+    only shows; without "nic" all NICs are meant.
     """
 
     def __init__(self, devices: Sequence[Device]) -> None:
@@ -36,13 +36,13 @@ class PersonalityCommand:
                 _change(device, rx, tx)
         nics = [device.nic for device in self._devices]
         return {
-            "nics": [{"rx": _name(nic.table.rx_personality), "tx": _name(nic.control.tx_personality)} for nic in nics]
+            "nics": [{"rx": _name(nic.control.rx_personality), "tx": _name(nic.control.tx_personality)} for nic in nics]
         }
 
 
 def _change(device: Device, rx: RxPersonality | None, tx: TxPersonality | None) -> None:
     if rx is not None:
-        device.nic.table.rx_personality = rx
+        device.nic.control.rx_personality = rx
     if tx is not None:
         device.nic.control.tx_personality = tx
     device.tell(EventCode.CONFIG_CHANGED)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, TypeVar
 
-from nicdev.abi import AddFlag, Cipher, CtxAdd, Direction, Status, TlsVersion
+from nicdev.abi import AddFlag, Cipher, CtxAdd, Direction, RxPersonality, Status, TlsVersion
 from nicdev.errors import CommandError
 from nicdev.tls.aead import AeadKey
 from nicdev.tls.record import RecordFormat
@@ -42,6 +42,7 @@ class ContextParams:
     local: Endpoint
     remote: Endpoint
     no_sync: bool = False  # start_seq and rec_seq mean nothing: wait for a resync
+    rx_personality: RxPersonality = RxPersonality.IDEAL  # of an rx context
 
     def crypto(self) -> tuple[RecordFormat, AeadKey]:
         """Record format and key of the context; they share the secrets' memory."""
@@ -64,10 +65,13 @@ class ContextParams:
 
 
 def params_from_ctx_add(add: CtxAdd) -> ContextParams:
-    """Check a CTX_ADD body. Raises CommandError(BAD_REQUEST), or UNSUPPORTED for a version or cipher we lack."""
+    """Check a CTX_ADD body. Raises CommandError(BAD_REQUEST), or UNSUPPORTED for what we lack."""
     tls_version = _member(TlsVersion, add.tls_version, Status.UNSUPPORTED)
     cipher = _member(Cipher, add.cipher, Status.UNSUPPORTED)
     direction = _member(Direction, add.dir, Status.BAD_REQUEST)
+    rx_personality = RxPersonality.IDEAL
+    if direction is Direction.RX:
+        rx_personality = _member(RxPersonality, add.rx_personality, Status.UNSUPPORTED)
     address_len = _ADDRESS_LEN.get(add.family, 0)
     _require(bool(address_len), f"address family {add.family}")
     _require(not add.add_flags & ~int(AddFlag.NO_SYNC), f"unknown flags {add.add_flags:#x}")
@@ -88,6 +92,7 @@ def params_from_ctx_add(add: CtxAdd) -> ContextParams:
         (bytes(add.local_addr[:address_len]), add.local_port),
         (bytes(add.remote_addr[:address_len]), add.remote_port),
         bool(add.add_flags & AddFlag.NO_SYNC),
+        rx_personality,
     )
 
 

@@ -23,10 +23,8 @@ _STRATEGIES: Final[dict[RxPersonality, Callable[[], ResyncStrategy]]] = {
 }
 
 
-def rx_context(
-    personality: RxPersonality, params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None
-) -> RxContext:
+def rx_context(params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None) -> RxContext:
     """A new rx context; `scratch` and `pool` as their users say."""
-    if personality is RxPersonality.IDEAL:
+    if params.rx_personality is RxPersonality.IDEAL:
         return IdealContext(params, scratch, pool)
-    return RxContext(params, scratch, _STRATEGIES[personality]())
+    return RxContext(params, scratch, _STRATEGIES[params.rx_personality]())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from nicdev.abi import MAX_TCP_PAYLOAD, Direction, RxPersonality, Status
+from nicdev.abi import MAX_TCP_PAYLOAD, Direction, Status
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams
@@ -45,11 +45,10 @@ class ContextObserver(Protocol):
 class ContextTable:
     """At most `max_contexts` contexts of either direction; slots count from 0."""
 
-    __slots__ = ("_flows", "_pool", "_scratch", "_slots", "max_contexts", "observer", "rx_personality")
+    __slots__ = ("_flows", "_pool", "_scratch", "_slots", "max_contexts", "observer")
 
-    def __init__(self, max_contexts: int, rx_personality: RxPersonality = RxPersonality.IDEAL) -> None:
+    def __init__(self, max_contexts: int) -> None:
         self.max_contexts = max_contexts
-        self.rx_personality = rx_personality  # of contexts made from now on
         self.observer: ContextObserver | None = None
         self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
         self._flows: dict[Flow, RxEntry] = {}
@@ -69,7 +68,7 @@ class ContextTable:
         if params.direction is Direction.TX:
             self._slots[slot] = (generation, TxContext(params))
         else:
-            context = rx_context(self.rx_personality, params, self._scratch, self._pool)
+            context = rx_context(params, self._scratch, self._pool)
             self._slots[slot] = (generation, context)
             self._flows[flow] = RxEntry(slot, generation, context)
         if self.observer is not None:

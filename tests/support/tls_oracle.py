@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from nicdev.abi import Cipher, Direction, TlsVersion
+from nicdev.abi import Cipher, Direction, RxPersonality, TlsVersion
 from nicdev.tls.context import ContextParams
 
 RUBBISH = b"\xee" * 16
@@ -49,11 +49,21 @@ class Suite:
         """The one-shot cipher."""
         return ChaCha20Poly1305(self.key) if self.cipher is Cipher.CHACHA20_POLY1305 else AESGCM(self.key)
 
-    def params(self, direction: Direction, start_seq: int, rec_seq: int, *, no_sync: bool = False) -> ContextParams:
+    def params(
+        self,
+        direction: Direction,
+        start_seq: int,
+        rec_seq: int,
+        *,
+        no_sync: bool = False,
+        rx_personality: RxPersonality = RxPersonality.IDEAL,
+    ) -> ContextParams:
         """Context parameters with fresh copies of the secrets."""
         secrets = (bytearray(self.salt), bytearray(self.iv), bytearray(self.key))
-        flow = (LOCAL, REMOTE)
-        return ContextParams(direction, 4, self.version, self.cipher, start_seq, rec_seq, *secrets, *flow, no_sync)
+        place = (start_seq, rec_seq)
+        return ContextParams(
+            direction, 4, self.version, self.cipher, *place, *secrets, LOCAL, REMOTE, no_sync, rx_personality
+        )
 
 
 def _suites() -> list[Suite]:

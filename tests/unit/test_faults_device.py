@@ -109,8 +109,7 @@ def test_the_key_of_a_refused_context_is_wiped(monkeypatch: pytest.MonkeyPatch) 
 
 def test_desync_of_rx_comes_back_by_a_resync() -> None:
     bench = Bench(rule("desync", 'direction = "rx"', "record = 2"))
-    bench.nic.table.rx_personality = abi.RxPersonality.CORE_NEXT_HINT
-    add(bench.nic, abi.Direction.RX)
+    add(bench.nic, abi.Direction.RX, rx_personality=abi.RxPersonality.CORE_NEXT_HINT)
     assert bench.flags(0, 1, 2) == [DECRYPTED, DECRYPTED, 0]
     assert bench.answer(3) == abi.Status.OK
     assert bench.flags(3, 4) == [DECRYPTED, DECRYPTED]

@@ -33,8 +33,8 @@ def make_nic(**identity: object) -> Nic:
     return nic
 
 
-def hello(flags: int = 0, nonce: int = 7, magic: bytes = abi.HELLO_MAGIC) -> bytearray:
-    ext = abi.HELLO.pack(abi.HELLO_DST, b"\x02\0\0\0\0\1", b"\x88\xb5", 1, magic, nonce, flags)
+def hello(flags: int = 0, nonce: int = 7, magic: bytes = abi.HELLO_MAGIC, version: int = abi.ABI_VERSION) -> bytearray:
+    ext = abi.HELLO.pack(abi.HELLO_DST, b"\x02\0\0\0\0\1", b"\x88\xb5", version, magic, nonce, flags)
     return bytearray(bytes((abi.HDR_F_EXT,)) + bytes(11) + ext)
 
 
@@ -43,11 +43,17 @@ def command(opcode: int, slot: int = 0, generation: int = 1, body: bytes = b"", 
     return bytearray(bytes((abi.HDR_F_EXT,)) + bytes(11) + header + body)
 
 
-def ctx_add(direction: abi.Direction, flags: int = 0, key_len: int = 16) -> bytes:
+def ctx_add(
+    direction: abi.Direction,
+    flags: int = 0,
+    key_len: int = 16,
+    rx_personality: int = abi.RxPersonality.IDEAL,
+    port: int = 4000,
+) -> bytes:
     addresses = (bytes([198, 51, 100, 2]) + bytes(12), bytes([198, 51, 100, 1]) + bytes(12))
     return abi.CTX_ADD.pack(
-        direction, 4, 0x0303, 51, flags, START, key_len, 8, 4, 8,
-        bytes(8), SALT, bytes(8), KEY, 4000, 443, *addresses,
+        direction, 4, 0x0303, 51, flags, rx_personality, START, key_len, 8, 4, 8,
+        bytes(8), SALT, bytes(8), KEY, port, 443, *addresses,
     )  # fmt: skip
 
 
@@ -55,8 +61,9 @@ def status(outcome: Outcome) -> int:
     return abi.Reply._make(abi.REPLY.unpack_from(outcome.reply)).status
 
 
-def add(nic: Nic, direction: abi.Direction, slot: int = 0, generation: int = 1) -> None:
-    assert status(nic.transmit(0, command(abi.Opcode.CTX_ADD, slot, generation, ctx_add(direction)))) == abi.Status.OK
+def add(nic: Nic, direction: abi.Direction, slot: int = 0, generation: int = 1, **fields: int) -> None:
+    body = ctx_add(direction, **fields)
+    assert status(nic.transmit(0, command(abi.Opcode.CTX_ADD, slot, generation, body))) == abi.Status.OK
 
 
 def record(text: bytes, number: int = 0, sealed: bool = False) -> bytes:
@@ -212,6 +219,17 @@ def test_hello_is_answered_with_its_nonce_and_keeps_or_drops_contexts() -> None:
     assert reply.device_version.rstrip(b"\0") == b"1.2"
     assert reply.max_contexts == 8
     assert reply.stat_count == len(Counter)
+
+
+@pytest.mark.parametrize("version", [0, 1, abi.ABI_VERSION + 1, 65535])
+def test_hello_in_another_version_is_answered_in_ours_and_that_is_all(version: int) -> None:
+    nic = make_nic()
+    nic.transmit(0, hello(version=version))
+    (reply,) = (abi.HelloReply._make(abi.HELLO_REPLY.unpack(m)) for m in messages(nic, abi.ExtType.HELLO_REPLY))
+    assert reply.version == abi.ABI_VERSION
+    add(nic, abi.Direction.RX)
+    wire = segment(record(b"reply", sealed=True), outgoing=False)
+    assert receive(nic, wire) == (PLAIN, wire)
 
 
 def test_hello_of_something_else_is_dropped() -> None:

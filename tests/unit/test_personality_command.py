@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -17,7 +16,8 @@ from nicdev.nic import Nic
 from nicdev.stats import Stats
 from nicdev.tls.personality import RX_PERSONALITIES
 from nicdev.tls.table import ContextTable
-from tests.support.tls_oracle import GCM_1_2, REMOTE
+from tests.unit.test_nic import command as chain
+from tests.unit.test_nic import ctx_add, hello, status
 
 
 @pytest.fixture
@@ -33,10 +33,18 @@ def make() -> Iterator[Callable[[], Device]]:
     loop.close()
 
 
-def greet(nic: Nic) -> None:
-    hello = abi.HELLO.pack(abi.HELLO_DST, bytes(6), b"\x88\xb5", 1, abi.HELLO_MAGIC, 7, 0)
-    nic.transmit(0, bytearray(bytes((abi.HDR_F_EXT,)) + bytes(11) + hello))
+def greet(nic: Nic) -> int:
+    """Say HELLO; the rx personality that the device names."""
+    nic.transmit(0, hello())
+    reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(nic.messages[-1][abi.VNET_HDR_LEN :]))
     nic.messages.clear()
+    return reply.rx_personality
+
+
+def add_as_heard(nic: Nic, heard: int, slot: int) -> None:
+    """The driver makes a context as the last HELLO_REPLY told it to."""
+    body = ctx_add(abi.Direction.RX, rx_personality=heard, port=4000 + slot)
+    assert status(nic.transmit(0, chain(abi.Opcode.CTX_ADD, slot, body=body))) == abi.Status.OK
 
 
 def names(device: Device) -> list[object]:
@@ -45,14 +53,26 @@ def names(device: Device) -> list[object]:
 
 def test_all_four_in_turn(make: Callable[[], Device]) -> None:
     device = make()
-    greet(device.nic)
     command = PersonalityCommand([device])
     assert set(RX_PERSONALITIES) == {"driver-req", "driver-req-async", "core-next-hint", "ideal"}
     for slot, name in enumerate(RX_PERSONALITIES):
         assert command({"rx": name}) == {"nics": [{"rx": name, "tx": "rebuild"}]}
-        params = replace(GCM_1_2.params(abi.Direction.RX, 1, 0), remote=(REMOTE[0], 1000 + slot))
-        device.nic.table.add(slot, 1, params)
+        add_as_heard(device.nic, greet(device.nic), slot)
     assert names(device) == list(RX_PERSONALITIES)
+
+
+@pytest.mark.parametrize("heard", RX_PERSONALITIES)
+@pytest.mark.parametrize("now", RX_PERSONALITIES)
+def test_a_context_made_before_the_driver_has_heard(make: Callable[[], Device], heard: str, now: str) -> None:
+    """The kernel answers such a context in the way that the driver chose: the device must ask in that way."""
+    device = make()
+    command = PersonalityCommand([device])
+    command({"rx": heard})
+    personality = greet(device.nic)
+    command({"rx": now})
+    add_as_heard(device.nic, personality, 0)
+    add_as_heard(device.nic, greet(device.nic), 1)
+    assert names(device) == [heard, now]
 
 
 def test_the_driver_is_told_and_says_hello_again(make: Callable[[], Device]) -> None:
@@ -64,7 +84,7 @@ def test_the_driver_is_told_and_says_hello_again(make: Callable[[], Device]) -> 
     command({"rx": "driver-req-async"})
     event = abi.Event._make(abi.EVENT.unpack(device.nic.messages[0][abi.VNET_HDR_LEN :]))
     assert event.code == abi.EventCode.CONFIG_CHANGED
-    reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(device.nic.control.hello_reply(1, 0, 0)))
+    reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(device.nic.control.hello_reply(0, 0)))
     assert reply.rx_personality == abi.RxPersonality.DRIVER_REQ_ASYNC
 
 
@@ -76,7 +96,7 @@ def test_tx_is_told_by_the_next_hello_reply(make: Callable[[], Device]) -> None:
         assert PersonalityCommand([device])({"tx": name}) == {"nics": [{"rx": "ideal", "tx": name}]}
         event = abi.Event._make(abi.EVENT.unpack(device.nic.messages[0][abi.VNET_HDR_LEN :]))
         assert event.code == abi.EventCode.CONFIG_CHANGED
-        reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(device.nic.control.hello_reply(1, 0, 0)))
+        reply = abi.HelloReply._make(abi.HELLO_REPLY.unpack(device.nic.control.hello_reply(0, 0)))
         assert reply.tx_personality == value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nicdev import abi
-from nicdev.abi import Cipher, Direction, Status, TlsVersion
+from nicdev.abi import Cipher, Direction, RxPersonality, Status, TlsVersion
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams, params_from_ctx_add
@@ -22,6 +22,7 @@ GOOD = abi.CtxAdd(
     tls_version=TlsVersion.TLS_1_2,
     cipher=Cipher.AES_GCM_128,
     add_flags=0,
+    rx_personality=RxPersonality.CORE_NEXT_HINT,
     start_seq=0xFFFFFFFF,
     key_len=16,
     iv_len=8,
@@ -106,12 +107,21 @@ def test_lengths_of_every_suite(version: int, cipher: int, key_len: int, salt_le
         ("tls_version", 0, Status.UNSUPPORTED),
         ("cipher", 53, Status.UNSUPPORTED),
         ("cipher", 0, Status.UNSUPPORTED),
+        ("rx_personality", 0, Status.UNSUPPORTED),
+        ("rx_personality", 5, Status.UNSUPPORTED),
     ],
 )
 def test_bad_fields(field: str, value: int, status: Status) -> None:
     with pytest.raises(CommandError) as caught:
-        params_from_ctx_add(changed(GOOD, field, value))
+        params_from_ctx_add(changed(GOOD._replace(dir=Direction.RX), field, value))
     assert caught.value.status is status
+
+
+@pytest.mark.parametrize("personality", RxPersonality)
+def test_rx_personality_is_the_drivers_word(personality: RxPersonality) -> None:
+    add = GOOD._replace(rx_personality=personality)
+    assert params_from_ctx_add(add._replace(dir=Direction.RX)).rx_personality is personality
+    params_from_ctx_add(add._replace(rx_personality=0))  # tx has no use for it
 
 
 def test_secrets_do_not_show() -> None:

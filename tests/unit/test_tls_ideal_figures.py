@@ -53,7 +53,7 @@ def bulk(suite: Suite, count: int) -> Stream:
 def run(records: Stream, path: Path, seed: int = 1, personality: RxPersonality = RxPersonality.IDEAL) -> Result:
     """Send the stream over the path; the kernel takes all of it, and all of it is right."""
     count = len(records.ends)
-    rx = rx_context(personality, records.suite.params(Direction.RX, BASE, records.first_number))
+    rx = rx_context(records.suite.params(Direction.RX, BASE, records.first_number, rx_personality=personality))
     kernel = Kernel(records.suite, records.first_number, len(records.wire))
     segments = dropped = 0
     seconds = 0.0

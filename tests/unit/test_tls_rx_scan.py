@@ -20,8 +20,9 @@ HARDWARE = (REQ, ASYNC, RxPersonality.CORE_NEXT_HINT)
 
 
 def link(personality: RxPersonality, records: Stream, *, no_sync: bool = True) -> Link:
-    params = records.suite.params(Direction.RX, BASE, records.first_number, no_sync=no_sync)
-    return Link(records, rx_context(personality, params))
+    place = (BASE, records.first_number)
+    params = records.suite.params(Direction.RX, *place, no_sync=no_sync, rx_personality=personality)
+    return Link(records, rx_context(params))
 
 
 def small(count: int = 12, suite: Suite = GCM_1_2) -> Stream:
