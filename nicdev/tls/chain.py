@@ -50,9 +50,12 @@ class Chain:
         if cursor is None or not self._extend(fmt, cursor, payload):
             self._restart(fmt, seq, payload)
 
-    def knows(self, tcp_seq: int) -> bool:
-        """Whether a record start that is still remembered was seen at `tcp_seq`."""
-        return any(seq == tcp_seq for seq, _ in self._starts)
+    def since(self, tcp_seq: int) -> int | None:
+        """How many record starts passed behind the one at `tcp_seq`; None if none is remembered there."""
+        for seq, number in self._starts:
+            if seq == tcp_seq:
+                return self._starts[-1][1] - number
+        return None
 
     def place(self, tcp_seq: int, rcd_sn: int) -> Cursor | None:
         """Where the stream is now, if record `rcd_sn` starts at `tcp_seq`; None if no start was seen there."""

@@ -22,14 +22,13 @@ from typing import Final
 
 from nicdev.tls.ahead import Ahead
 from nicdev.tls.context import ContextParams
-from nicdev.tls.resync import Ideal
-from nicdev.tls.runs import Contradiction
+from nicdev.tls.resync import Ideal, Patience
+from nicdev.tls.runs import MAX_RECORDS, Contradiction
 from nicdev.tls.rx import RxContext, RxResult, RxState
 from nicdev.tls.store import MAX_FLOW, Pool
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor
 
 FAR: Final = 1 << 62  # behind every position
-_ASK_AGAIN: Final = 1024  # records; more than a socket holds, so the answer is lost
 
 
 def signed(difference: int) -> int:
@@ -49,6 +48,7 @@ class Grounds(RxContext):
         "_confirmed",
         "_in_debt",
         "_muted",
+        "_patience",
         "_poisoned",
         "_pool",
         "_spoiled",
@@ -64,8 +64,10 @@ class Grounds(RxContext):
         self._anchored = False  # the front has moved: nothing that the device did not see is missing there
         self._muted = params.no_sync
         self._confirmed = not params.no_sync  # muted: the host has answered, or has no need to
-        self._top = params.start_seq  # behind everything that passed
+        # behind everything that passed; None: nothing is known to have
+        self._top: int | None = None if params.no_sync else params.start_seq
         self._asked: tuple[int, int] | None = None  # where a record starts, and its number
+        self._patience = Patience()  # with the answer
         self._blind = FAR  # position from which on nothing is remembered
         self._spoiled = -FAR  # position up to which copies of bytes may differ
         self._in_debt = False
@@ -123,7 +125,7 @@ class Grounds(RxContext):
         self._strategy.found()
 
     def _raise_top(self, seq: int) -> None:
-        if signed(seq - self._top) > 0:
+        if self._top is None or signed(seq - self._top) > 0:
             self._top = seq
 
     def _set_debt(self, in_debt: bool) -> None:
@@ -166,7 +168,9 @@ class Grounds(RxContext):
         return self._track(tcp_seq, rcd_sn)
 
     def _track(self, tcp_seq: int, rcd_sn: int) -> bool:
-        """Go on where the host's answer leads to."""
+        """Go on where the host's answer leads to. One that comes before any packet was meant for another context."""
+        if self._top is None:
+            return False
         place = self._strategy.answer(None, False, tcp_seq, rcd_sn)
         if self._cursor is not None or place is None or signed(place.seq - self._top) < 0:
             return False
@@ -207,10 +211,14 @@ class Grounds(RxContext):
         if self._muted and not self._anchored:
             seq = (cursor.seq + at - ahead.front) & SEQ_MASK
             return self._strategy.passed(self._fmt, cursor.seq, seq, memoryview(data)).ask
-        if not self._muted and ahead.store.size < MAX_FLOW // 2:
+        if not self._muted and ahead.store.size < MAX_FLOW // 2 and len(ahead.records) < MAX_RECORDS // 2:
             return None
         starts = [r for r in ahead.records if at <= r.start < at + len(data) and r is not ahead.current and r.run.known]
-        if not starts or (self._asked is not None and starts[-1].number - self._asked[1] < _ASK_AGAIN):
+        if not starts:
+            return None
+        if self._asked is None:
+            self._patience.reset()
+        elif not self._patience.ends(starts[-1].number - self._asked[1]):
             return None
         self._asked = ((cursor.seq + starts[-1].start - ahead.front) & SEQ_MASK, starts[-1].number)
         return self._asked[0]

@@ -14,6 +14,8 @@ from nicdev.tls.chain import Chain
 from nicdev.tls.record import RecordFormat
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor
 
+FIRST_WAIT: Final = 16  # records
+
 
 class Question(NamedTuple):
     """What the host is to be told or asked with a packet; the fields are those of RxResult."""
@@ -84,12 +86,33 @@ def _next_hint(cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) 
     return hint
 
 
+class Patience:
+    """For how many records a question stands until another takes its place: for twice as many each time.
+
+    There may be no answer: it is lost, or the host read that record before the device existed and was sent it again. A
+    host that is behind with reading, though, would see a question that moves on in even steps move away forever.
+    """
+
+    def __init__(self) -> None:
+        self._records = FIRST_WAIT
+
+    def reset(self) -> None:
+        """The next question is a first one."""
+        self._records = FIRST_WAIT
+
+    def ends(self, records: int) -> bool:
+        """Whether a question that has stood for so many records is to be replaced."""
+        if records < self._records:
+            return False
+        self._records *= 2
+        return True
+
+
 class Ideal:
     """ideal: follows the headers that pass, asks the host at once for the number of one, and relates a late answer.
 
-    The question travels with the packet that holds the header, so the host meets it before the record. One question
-    stands until it is answered: a host that is behind with reading would otherwise see it move away forever. It is
-    asked again only if the answer must be lost: the chain began anew, or more has passed than a socket can hold.
+    The question travels with the packet that holds the header, so the host meets it before the record. It is asked
+    again when patience ends, and at once if the answer could not be related: the chain began anew, or is too long.
     """
 
     name = "ideal"
@@ -97,6 +120,7 @@ class Ideal:
     def __init__(self) -> None:
         self._chain: Chain | None = None
         self._asked: int | None = None
+        self._patience = Patience()
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """See ResyncStrategy."""
@@ -104,7 +128,10 @@ class Ideal:
             self._chain = Chain()
         chain = self._chain
         chain.follow(fmt, seq, payload)
-        if chain.last is None or (self._asked is not None and chain.knows(self._asked)):
+        stands = None if self._asked is None else chain.since(self._asked)
+        if stands is None:
+            self._patience.reset()
+        if chain.last is None or (stands is not None and not self._patience.ends(stands)):
             return NO_QUESTION
         self._asked = chain.last
         return Question(ask=self._asked)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from nicdev.abi import Direction
+from nicdev.tls.ideal import IdealContext
 from nicdev.tls.resync import CoreNextHint, Ideal, ResyncStrategy
 from nicdev.tls.rx import RxContext
 from tests.support.tls_oracle import GCM_1_2, Stream, stream
@@ -119,6 +120,56 @@ def test_asks_once_for_a_record_that_passed_and_again_when_the_chain_broke() -> 
     asked = [wire.packet(a, b).ask for a, b in ((130, 180), (180, 350), (350, 480), (640, 680), (680, 850))]
     places = [None if seq is None else (seq - BASE) % 2**32 for seq in asked]
     assert places == [None, 300, None, None, 800]
+
+
+def test_asks_again_if_no_answer_comes_and_is_twice_as_patient_each_time() -> None:
+    """A host that lags is met once the question waits longer than the host lags."""
+    wire = link(Ideal(), stream(GCM_1_2, [71] * 600))
+    places = [wire.packet(at, at + 100).ask for at in range(100, 60_000, 100)]
+    asked = [index + 1 for index, place in enumerate(places) if place is not None]
+    assert [(places[index - 1] or 0) - BASE & 0xFFFFFFFF for index in asked] == [100 * (n + 1) for n in asked]
+    assert asked == [1, 17, 49, 113, 241, 497]
+
+
+def test_what_the_host_has_is_sent_again_to_a_device_that_just_started() -> None:
+    """The device before took the acknowledgements with it: the first question is about what the kernel has read."""
+    records = stream(GCM_1_2, [71] * 200)
+    wire = Link(records, IdealContext(GCM_1_2.params(Direction.RX, BASE, records.first_number, no_sync=True)))
+    read, question, marks = 40, None, ""
+    for at in range(20, 200):
+        result = wire.packet(at * 100, at * 100 + 100)
+        marks += "D" if result.decrypted else "-"
+        question = question if result.ask is None else result.ask
+        if at >= read and question == (BASE + at * 100) % 2**32:
+            assert wire.resync(at)
+    assert "D" * 100 in marks
+
+
+def test_an_answer_to_a_device_that_has_asked_nothing() -> None:
+    """It was meant for the one before: what passed since is not known, so nothing would ever lead on from there."""
+    records = stream(GCM_1_2, [71] * 30)
+    begin = (BASE - 3 * 2**30) % 2**32  # of the connection, of no use any more
+    wire = Link(records, IdealContext(GCM_1_2.params(Direction.RX, begin, 0, no_sync=True)))
+    assert not wire.resync(4)
+    assert wire.packet(1000, 1100).ask is not None
+    assert wire.resync(10)
+    assert wire.packet(1100, 1200).ask is not None
+    assert wire.resync(11)
+    assert wire.marks((1200, 1300), (1300, 1400)) == "-D"
+
+
+def test_a_hole_that_is_never_filled_is_asked_about_though_all_behind_it_is_verified() -> None:
+    """The kernel has what is missing; the host's answer says so before the device has to look away."""
+    records = stream(GCM_1_2, [0] * 6000)
+    wire = Link(records, IdealContext(GCM_1_2.params(Direction.RX, BASE, records.first_number)))
+    size = len(records.wire) // 6000
+    assert wire.marks((0, size), (size, 2 * size)) == "DD"
+    for at in range(3 * size, 6000 * size, size):
+        result = wire.packet(at, at + size)
+        assert result.decrypted
+        if result.ask is not None:
+            assert wire.resync(((result.ask - BASE) % 2**32) // size)
+    assert wire.rx.describe()["state"] == "in_sync"
 
 
 def test_core_next_hint_never_asks() -> None:
