@@ -114,6 +114,7 @@ def test_plain_frame_passes_with_its_header() -> None:
     assert nic.stats[Counter.TX_PACKETS] == 1
 
 
+@pytest.mark.conformance(125)
 def test_marked_frame_leaves_encrypted_and_only_payload_differs() -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX)
@@ -125,6 +126,7 @@ def test_marked_frame_leaves_encrypted_and_only_payload_differs() -> None:
     assert nic.stats[Counter.TX_TLS_PACKETS] == nic.stats[Counter.TX_TLS_RECORDS] == 1
 
 
+@pytest.mark.conformance(31)
 def test_full_checksum_is_recomputed() -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX)
@@ -160,6 +162,7 @@ DROPS = {
 
 
 @pytest.mark.parametrize("name", DROPS)
+@pytest.mark.conformance(85)
 def test_marked_frame_that_cannot_be_encrypted_never_leaves(name: str) -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX, slot=0)
@@ -251,6 +254,8 @@ def test_frames_of_the_hello_ethertype_are_ordinary_frames() -> None:
     assert not nic.messages
 
 
+@pytest.mark.conformance(37)
+@pytest.mark.conformance(38)
 def test_rx_record_is_decrypted_in_place_and_framing_stays() -> None:
     nic = make_nic()
     nic.transmit(0, hello())
@@ -276,6 +281,8 @@ def damaged(frame: bytes, at: int) -> bytes:
     return frame[:at] + bytes((frame[at] ^ 1,)) + frame[at + 1 :]
 
 
+@pytest.mark.conformance(33)
+@pytest.mark.conformance(92)
 def test_rx_wrong_checksum_is_untouched_unmarked_and_moves_nothing() -> None:
     nic = make_nic()
     nic.transmit(0, hello())
@@ -288,6 +295,7 @@ def test_rx_wrong_checksum_is_untouched_unmarked_and_moves_nothing() -> None:
     assert header[13] & abi.RxTlsFlag.DECRYPTED
 
 
+@pytest.mark.conformance(86)
 def test_rx_wrong_tag_is_untouched_and_told() -> None:
     nic = make_nic()
     nic.transmit(0, hello())

@@ -1,0 +1,163 @@
+"""The device on a real loop, with rings in plain memory: packets leave in the order they came in, each at once.
+
+Packets that are work (records to encrypt, to decrypt, to leave alone) are mixed with packets that are none
+(acknowledgements, other connections, no TCP at all), in both directions.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import ARP, Ether
+
+from nicdev import abi
+from nicdev.edge.loop import Loop
+from nicdev.edge.port import Port
+from nicdev.nic import Packet
+from tests.device.test_device_hostile import BUFFERS, PLAIN, Guest, rounds
+from tests.unit.test_nic import GUEST, PEER, START, add, hello, marked, record, segment
+
+COUNT = 200
+CHAINS = BUFFERS + 0x20000
+ROOM = 2048
+
+
+class Recorder(Port):
+    """A wire that remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+
+    def send(self, packet: Packet) -> bool:
+        self.sent.append(bytes(packet.frame))
+        return True
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    found = Loop()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def port() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def guest(loop: Loop, port: Recorder) -> Guest:
+    """A guest whose driver has said HELLO."""
+    found = Guest(loop, port)
+    found.start(0)
+    found.start(1)
+    found.offer(1)
+    found.transmit(hello())
+    rounds(loop)
+    assert len(found.queues[0].collect()) == 1
+    return found
+
+
+def other(rng: random.Random, number: int, outgoing: bool) -> bytes:
+    """A packet that is nobody's work; its number tells it from others."""
+    ip = IP(src=GUEST, dst=PEER, id=number) if outgoing else IP(src=PEER, dst=GUEST, id=number)
+    ack = TCP(sport=4000, dport=443, ack=number) if outgoing else TCP(sport=443, dport=4000, ack=number)
+    kinds = [
+        ip / ack,
+        ip / TCP(sport=1, dport=2) / b"clear",
+        ip / UDP(sport=1, dport=2) / b"clear",
+        ARP(psrc=f"198.51.100.{number}"),
+    ]
+    return bytes(Ether() / rng.choice(kinds))
+
+
+def post(guest: Guest, number: int, chain: bytes) -> None:
+    """Post a chain, not yet kicked; each number has memory of its own."""
+    at = CHAINS + number * ROOM
+    guest.ram[at : at + len(chain)] = chain
+    guest.queues[1].add([(at, len(chain))], [])
+
+
+def mixed_tx(rng: random.Random, guest: Guest) -> tuple[list[bytes], list[bytes]]:
+    """Chains, and the frames they must become."""
+    add(guest.nic, abi.Direction.TX)
+    chains, frames, seq, records = [], [], START, 0
+    for number in range(COUNT):
+        if rng.random() < 0.5:
+            frame = other(rng, number, outgoing=True)
+            chains.append(PLAIN + frame)
+        else:
+            text = rng.randbytes(rng.randrange(900))
+            clear = segment(record(text, records), seq)
+            frame = clear[:54] + record(text, records, sealed=True)
+            chains.append(bytes(marked(clear)))
+            seq, records = seq + len(clear) - 54, records + 1
+        frames.append(frame)
+    return chains, frames
+
+
+@pytest.mark.conformance(120)
+def test_tx_keeps_the_order(loop: Loop, guest: Guest, port: Recorder) -> None:
+    """All chains are there before the device looks."""
+    chains, frames = mixed_tx(random.Random(1), guest)
+    for number, chain in enumerate(chains):
+        post(guest, number, chain)
+    guest.queues[1].publish()
+    os.eventfd_write(guest.kicks[1], 1)
+    rounds(loop, 10)
+    assert port.sent == frames
+    assert len(guest.queues[1].collect()) == COUNT + 1  # and the HELLO
+
+
+@pytest.mark.conformance(120)
+@pytest.mark.conformance(122)
+def test_tx_holds_nothing_back(loop: Loop, guest: Guest, port: Recorder) -> None:
+    """Each packet is on the wire, and its chain is back, before the next one is there."""
+    guest.queues[1].collect()
+    for number, (chain, frame) in enumerate(zip(*mixed_tx(random.Random(2), guest), strict=True)):
+        post(guest, number, chain)
+        guest.queues[1].publish()
+        os.eventfd_write(guest.kicks[1], 1)
+        rounds(loop, 1)
+        assert port.sent == [frame]
+        assert len(guest.queues[1].collect()) == 1
+        port.sent.clear()
+
+
+@pytest.mark.parametrize("personality", list(abi.RxPersonality))
+@pytest.mark.conformance(120)
+@pytest.mark.conformance(122)
+def test_rx_keeps_the_order_and_holds_nothing_back(guest: Guest, personality: abi.RxPersonality) -> None:
+    """In sync, with a hole, lost, asking: whatever came is in the guest's next buffer at once."""
+    rng = random.Random(personality)
+    add(guest.nic, abi.Direction.RX, rx_personality=personality)
+    stream = b"".join(record(rng.randbytes(rng.randrange(900)), number, sealed=True) for number in range(COUNT))
+    at = 0
+    marks: set[bool] = set()
+    for number in range(COUNT):
+        if number and rng.random() < 0.3:
+            wire, plain = other(rng, number, outgoing=False), True
+        else:
+            size = rng.randrange(1, 1000)
+            wire, plain = segment(stream[at : at + size], START + at, outgoing=False), False
+            at += size if rng.random() > 0.1 else size + 300
+        queue = guest.queues[0]
+        where = BUFFERS
+        queue.add([], [(where, ROOM)])
+        queue.publish()
+        guest.device.port.receiver(memoryview(bytearray(PLAIN)), memoryview(bytearray(wire)))
+        ((_, written),) = queue.collect()
+        got = bytes(guest.ram[where : where + written])
+        extended = bool(got[0] & abi.HDR_F_EXT)
+        assert extended is not plain
+        frame = got[len(PLAIN) + abi.RX_TLS.size if extended else len(PLAIN) :]
+        decrypted = extended and bool(got[13] & abi.RxTlsFlag.DECRYPTED)
+        assert (frame[:54], len(frame)) == (wire[:54], len(wire))
+        assert decrypted or frame == wire
+        marks.add(decrypted)
+    assert marks == {True, False}
