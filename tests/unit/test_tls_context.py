@@ -213,6 +213,8 @@ def test_a_slot_used_again_does_not_answer_to_its_old_generation() -> None:
     assert caught.value.counter is Counter.TX_DROP_STALE_CONTEXT
 
 
+@pytest.mark.conformance(7)
+@pytest.mark.conformance(8)
 def test_refusals() -> None:
     table = ContextTable(3)
     table.add(0, 1, params(Direction.RX))

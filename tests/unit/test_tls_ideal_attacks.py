@@ -65,6 +65,7 @@ def retransmit(flow: Flow) -> None:
 
 @pytest.mark.parametrize("step", [50, 100, 13])
 @pytest.mark.parametrize(("index", "place"), [(4, 500), (5, 700), (3, 400), (4, 600)])
+@pytest.mark.conformance(4)
 def test_record_moved_behind_a_hole(index: int, place: int, step: int) -> None:
     """It is marked, as far as it is known; but what fills the hole does not lead to it."""
     flow = begin()
@@ -157,6 +158,7 @@ def test_tag_found_wrong_behind_a_hole() -> None:
 
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("order", list(permutations(range(4))))
+@pytest.mark.conformance(4)
 def test_forged_copy_of_a_piece_in_any_order(order: tuple[int, ...], later: bool) -> None:
     """Record 3 in three pieces and a forged copy of the second, behind a hole; the kernel keeps either copy."""
     flow = begin()
@@ -184,6 +186,7 @@ def test_forged_copy_of_a_verified_record_is_not_marked() -> None:
 
 @pytest.mark.parametrize("at", [300, 304, 310, 350, 399])
 @pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.conformance(4)
 def test_wrong_byte_in_any_piece(order: tuple[int, ...], at: int) -> None:
     flow = begin()
     wire = bytearray(flow.records.wire)
@@ -276,6 +279,7 @@ def test_hidden_filling_is_answered_by_the_host() -> None:
     assert accepted(flow) == 5
 
 
+@pytest.mark.conformance(4)
 def test_nonce_of_the_attacker_s_choice() -> None:
     """A forged header whose key stream is known: what is marked where record 3 starts could be a record of his own."""
     flow = begin(200)
@@ -287,6 +291,7 @@ def test_nonce_of_the_attacker_s_choice() -> None:
     retransmit(flow)
 
 
+@pytest.mark.conformance(4)
 def test_nonce_of_the_attacker_s_choice_behind_a_hole() -> None:
     flow = begin()
     forged = bytearray(record(flow, 3)[:60])

@@ -186,6 +186,7 @@ def test_no_attacker_gets_a_wrong_byte_accepted(seed: int, suite: Suite) -> None
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32), suite=st.sampled_from(SUITES))
+@pytest.mark.conformance(23)
 @pytest.mark.conformance(86)
 def test_disorder_alone_never_harms(seed: int, suite: Suite) -> None:
     """Every stream completes, and no packet is dropped."""

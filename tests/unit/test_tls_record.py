@@ -82,6 +82,7 @@ def test_length_bounds(version: TlsVersion, cipher: Cipher, least: int, most: in
         assert fmt.total(header(length)) == 0
 
 
+@pytest.mark.conformance(63)
 def test_content_types_and_version() -> None:
     tls12 = fmt_of(GCM_1_2)
     tls13 = RecordFormat(TlsVersion.TLS_1_3, Cipher.AES_GCM_128, bytearray(12))

@@ -1,0 +1,73 @@
+"""Between ring and NIC: packets leave and arrive one for one, in order, at once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nicdev import abi
+from nicdev.nic import Packet
+from nicdev.queues import QueuePair
+from tests.unit.test_nic import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
+from tests.unit.test_virtio_ring import DATA, make
+
+HEADERS = 54  # bytes of Ethernet, IP and TCP
+
+
+def mixture(rng: random.Random, *, sealed: bool) -> list[tuple[bytes, bool]]:
+    """Frames of one flow, and whether they hold a record: bare acknowledgements lie between the data."""
+    frames = []
+    seq, number = START, 0
+    for _ in range(100):
+        payload = record(rng.randbytes(rng.choice((1, 100, 1400))), number, sealed) if rng.random() < 0.5 else b""
+        frames.append((segment(payload, seq=seq, outgoing=not sealed), bool(payload)))
+        number += bool(payload)
+        seq += len(payload)
+    return frames
+
+
+@pytest.mark.conformance(120)
+@pytest.mark.conformance(122)
+def test_data_and_acknowledgements_leave_as_they_came() -> None:
+    nic = make_nic()
+    add(nic, abi.Direction.TX)
+    pair = QueuePair(0, nic)
+    queue, pair.tx = make(16)
+    rng = random.Random(1)
+    frames = mixture(rng, sealed=False)
+    sent: list[Packet] = []
+
+    def send(packet: Packet) -> bool:
+        sent.append(packet)
+        return True
+
+    posted = 0
+    while posted < len(frames):
+        at = DATA
+        for frame, holds_record in frames[posted : posted + rng.randrange(1, 6)]:
+            chain = marked(frame) if holds_record else NEEDS_CSUM + frame
+            queue.ram[at : at + len(chain)] = chain
+            queue.add([(at, len(chain))], [])
+            at += len(chain)
+            posted += 1
+        queue.publish()
+        pair.drain_tx(send)
+        assert [packet.frame[:HEADERS] for packet in sent] == [frame[:HEADERS] for frame, _ in frames[:posted]]
+        queue.collect()
+    assert not queue.in_flight
+
+
+@pytest.mark.conformance(89)
+@pytest.mark.conformance(120)
+@pytest.mark.conformance(122)
+def test_data_and_acknowledgements_arrive_as_they_came() -> None:
+    nic = make_nic()
+    nic.transmit(0, hello())
+    add(nic, abi.Direction.RX)
+    for frame, holds_record in mixture(random.Random(2), sealed=True):
+        ((queue, packet),) = nic.receive(memoryview(bytearray(PLAIN)), memoryview(bytearray(frame)))
+        assert queue == 0
+        assert packet.frame[:HEADERS] == frame[:HEADERS]
+        assert len(packet.frame) == len(frame)
+        assert bool(packet.header[0] & abi.HDR_F_EXT) is holds_record
