@@ -72,8 +72,9 @@ class Line:
         parsed = parse(frame)
         gso_size = vnet.VNET_HDR.unpack_from(header)[3] if header[1] else 0
         if self._wire and gso_size and parsed is not None and parsed.end - parsed.payload <= MAX_PIECES * gso_size:
-            for piece in segment.segment(frame, parsed, gso_size):
-                view = memoryview(piece)
+            pieces = segment.segment(frame, parsed, gso_size)
+            self._stats.add(Counter.FAULT_CUT, len(pieces) - 1)
+            for view in map(memoryview, pieces):
                 self._one(Parcel(_PLAIN, view), parse(view), now, out)
         else:
             self._one(Parcel(header, frame), parsed, now, out)

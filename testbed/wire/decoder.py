@@ -100,6 +100,7 @@ class StreamReport:
     bytes: int = 0
     segments: int = 0
     retransmitted_bytes: int = 0
+    damaged: int = 0  # segments that TCP discards for their checksum; they count nowhere else
     clear_bytes: int = 0
     records: int = 0
     records_decrypted_ok: int = 0
@@ -189,6 +190,7 @@ class Decoder:
         report.bytes = len(item.data)
         report.segments = item.segments
         report.retransmitted_bytes = item.retransmitted_bytes
+        report.damaged = item.damaged
         report.errors += item.conflicts[:SHOWN]
         if item.gap is not None:
             report.errors.append(f"byte {item.gap} and some behind it were never seen")

@@ -2,7 +2,8 @@
 
 A byte may be seen more than once (retransmission, overlapping segments, GSO cut elsewhere). It must be the same
 byte each time: a NIC that encrypts a retransmission differently is broken even if the peer never saw the second
-copy. So every byte of a stream is kept, and each repeated one is compared with the first.
+copy. So every byte of a stream is kept, and each repeated one is compared with the first. Segments that arrive damaged
+are none: TCP discards them for their checksum, and here they are only counted.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ class Segment(NamedTuple):
     sequence: int
     flags: int
     payload: memoryview
+    damaged: bool
+
+
+def _sum(data: bytes | memoryview) -> int:
+    """Ones' complement sum of 16-bit words (RFC 1071), where 0 and 0xFFFF are the same."""
+    return (int.from_bytes(data, "big") << 8 * (len(data) % 2)) % 0xFFFF
 
 
 def parse(frame: memoryview) -> Segment | None:
@@ -74,7 +81,11 @@ def _tcp(source: bytes, destination: bytes, packet: memoryview) -> Segment | Non
     if len(packet) < 20:
         return None
     source_port, destination_port, sequence, _, offset, flags = TCP.unpack_from(packet)
-    return Segment(source, destination, source_port, destination_port, sequence, flags, packet[(offset >> 4) * 4 :])
+    payload = packet[(offset >> 4) * 4 :]
+    # a checksum may be right, or not be made yet: then the field holds the sum of the pseudo-header
+    pseudo = _sum(source + destination + bytes((0, IPPROTO_TCP)) + len(packet).to_bytes(4, "big"))
+    damaged = bool((_sum(packet) + pseudo) % 0xFFFF) and _sum(packet[16:18]) != pseudo
+    return Segment(source, destination, source_port, destination_port, sequence, flags, payload, damaged)
 
 
 @dataclass
@@ -88,6 +99,7 @@ class Stream:
     finished: bool = False
     segments: int = 0
     retransmitted_bytes: int = 0
+    damaged: int = 0  # segments, not counted otherwise
     conflicts: list[str] = field(default_factory=list)
     later: list[tuple[int, bytes]] = field(default_factory=list)  # (offset, bytes) behind a gap, sorted
 
@@ -139,9 +151,13 @@ def reassemble(all_frames: Iterable[memoryview]) -> list[Connection]:
         segment = parse(frame)
         if segment is None:
             continue
-        source, destination, source_port, destination_port, sequence, flags, payload = segment
+        source, destination, source_port, destination_port, sequence, flags, payload, damaged = segment
         key = (source, source_port, destination, destination_port)
         found = current.get(key)
+        if damaged:
+            if found is not None:
+                found[0].streams[found[1]].damaged += 1
+            continue
         if flags & SYN:
             sequence = (sequence + 1) % SPACE  # SYN takes one number; the first byte has the next
         if found is None or (flags & SYN and found[0].streams[found[1]].first not in (None, sequence)):

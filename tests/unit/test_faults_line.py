@@ -43,6 +43,7 @@ def test_large_packets_stay_whole_or_are_cut_to_wire_size() -> None:
     assert world.pass_(frame, GSO, direction=RX) == [frame]
     small = segment(0, b"small")
     assert world.pass_(small, PARTIAL) == [small]
+    assert world.stats[Counter.FAULT_CUT] == 4
 
 
 def test_a_packet_of_too_many_segments_stays_whole() -> None:

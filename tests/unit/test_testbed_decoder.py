@@ -92,6 +92,30 @@ def test_disorder_overlap_and_sequence_wrap_do_not_matter(check: Check) -> None:
     assert found.retransmitted_bytes == 5 * 999
 
 
+@pytest.mark.parametrize("size", [1447, 1448])
+def test_a_damaged_segment_is_what_tcp_takes_it_for(check: Check, size: int) -> None:
+    """A flipped bit under the checksum of before: the copy that follows counts, and the damage is reported."""
+    packets = segments(sealed(10_000), size=size)
+    spoiled = bytearray(bytes(packets[2]))
+    spoiled[-3] ^= 4
+    found = guest_stream(check([*packets[:2], Ether(bytes(spoiled)), *packets[2:]]))
+    assert (found.ok, found.damaged, found.retransmitted_bytes) == (True, 1, 0)
+    assert found.sha256 == sha256_of("s", 10_000)
+
+
+def test_a_checksum_that_is_left_to_the_nic_is_no_damage(check: Check) -> None:
+    """A tap shows packets before it is made: the field holds the sum of the pseudo-header."""
+    packets = segments(sealed(3000), size=1001)
+    for packet in packets:
+        whole = Ether(bytes(packet))
+        length = len(bytes(whole[TCP]))
+        words = bytes([198, 51, 100, 2, 198, 51, 100, 1, 0, 6]) + length.to_bytes(2, "big")
+        total = sum(struct.unpack(">6H", words))
+        packet[TCP].chksum = (total & 0xFFFF) + (total >> 16)
+    found = guest_stream(check(packets))
+    assert (found.ok, found.damaged, found.records) == (True, 0, 3)
+
+
 def test_ipv6_vlan_padding_and_other_traffic(check: Check) -> None:
     data = sealed(3000)
     ends = {"sport": 5000, "dport": PORT}
