@@ -131,6 +131,7 @@ def test_packets_cut_records_anywhere_on_the_way_out(bed: Bed, capture_path: Pat
     assert seen.driver["tx_tls_encrypted_packets"] == seen.nic["tx_tls_packets"] >= first_copies
 
 
+@pytest.mark.conformance(109)
 def test_small_segments_through_tso(bed: Bed, capture_path: Path) -> None:
     """One packet to the device, many on the network behind it; small ones in the other direction."""
     small = {"options": {"TCP_MAXSEG": 536}}
