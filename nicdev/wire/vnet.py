@@ -49,25 +49,26 @@ class VnetHdr(NamedTuple):
         return VNET_HDR.pack(*self)
 
 
-def check(hdr: VnetHdr, frame_len: int) -> None:
-    """Raise FrameError(TX_DROP_BAD_HEADER) unless the header fits a frame of `frame_len` bytes.
+def check(hdr: tuple[int, int, int, int, int, int, int], frame_len: int) -> None:
+    """Raise FrameError(TX_DROP_BAD_HEADER) unless the header, a VnetHdr, fits a frame of `frame_len` bytes.
 
     Afterwards: with NEEDS_CSUM the two checksum bytes lie in the frame, behind the Ethernet header; with a gso_type,
     gso_size is not 0 and NEEDS_CSUM is set, as virtio 1.2, 5.1.6.2.1 demands of the driver.
     """
+    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, _ = hdr
     if frame_len < ETH_HLEN:
         raise FrameError(Counter.TX_DROP_BAD_HEADER, f"frame of {frame_len} bytes")
-    if hdr.hdr_len > frame_len:
-        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"hdr_len {hdr.hdr_len} in a frame of {frame_len} bytes")
-    needs_csum = hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-    if needs_csum and (hdr.csum_start < ETH_HLEN or hdr.csum_start + hdr.csum_offset + 2 > frame_len):
-        where = f"csum_start {hdr.csum_start}, csum_offset {hdr.csum_offset}"
+    if hdr_len > frame_len:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"hdr_len {hdr_len} in a frame of {frame_len} bytes")
+    needs_csum = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
+    if needs_csum and (csum_start < ETH_HLEN or csum_start + csum_offset + 2 > frame_len):
+        where = f"csum_start {csum_start}, csum_offset {csum_offset}"
         raise FrameError(Counter.TX_DROP_BAD_HEADER, f"{where} in a frame of {frame_len} bytes")
-    if hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE:
+    if not gso_type:
         return
-    if hdr.gso_type & ~VIRTIO_NET_HDR_GSO_ECN not in _GSO_OFFERED:
-        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"gso_type {hdr.gso_type:#x} was not offered")
-    if not hdr.gso_size:
+    if gso_type & ~VIRTIO_NET_HDR_GSO_ECN not in _GSO_OFFERED:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"gso_type {gso_type:#x} was not offered")
+    if not gso_size:
         raise FrameError(Counter.TX_DROP_BAD_HEADER, "gso_size 0")
     if not needs_csum:
         raise FrameError(Counter.TX_DROP_BAD_HEADER, "segmentation without NEEDS_CSUM")
