@@ -116,7 +116,8 @@ def test_feature_flags_are_for_new_sockets_only(bed: Bed, tmp_path: Path) -> Non
         assert after["cmd_ok"] == before["cmd_ok"]
         rounds.end()
         old = rounds.whole()
-        assert old["tx_tls_records"] == old["rx_tls_records"] >= 2 * RECORDS_PER_ROUND
+        # What TCP sends again on a busy machine is encrypted again, and decrypted once.
+        assert old["tx_tls_records"] >= old["rx_tls_records"] >= 2 * RECORDS_PER_ROUND
         new = exchange(bed, echo_cases("new", 1), tmp_path / "new.pcap")
         new.arrived()
         assert new.tls_stat["TlsTxSw"] == new.tls_stat["TlsRxSw"] == 2
