@@ -12,7 +12,7 @@ import logging
 import resource
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -30,6 +30,7 @@ from nicdev.edge.personality import PersonalityCommand
 from nicdev.edge.port import PairPort, Port
 from nicdev.edge.port_faulty import FaultsCommand, FaultyPort
 from nicdev.edge.unix_socket import from_fd, listen_at
+from nicdev.edge.watch import ContextsCommand
 from nicdev.errors import ConfigError
 from nicdev.faults.parse import parse as parse_faults
 from nicdev.nic import Nic, Observer
@@ -219,16 +220,12 @@ def _open_ports(config: Config, loop: Loop, stack: ExitStack) -> list[Port]:
     return [tap]
 
 
-def _build_nic(config: Config) -> Nic:
+def _build_nic(config: Config, clock: Callable[[], float]) -> Nic:
     stats = Stats()
-    table = ContextTable(config.max_contexts)
+    table = ContextTable(config.max_contexts, clock)
     caps = abi.Cap.TX | abi.Cap.RX if config.tls else abi.Cap(0)
     identity = Identity(__version__, caps, rx_personality=config.rx_personality, tx_personality=config.tx_personality)
     return Nic(stats, table, Control(identity, table, stats), lambda: secrets.randbits(64))
-
-
-def _contexts(nic: Nic) -> list[dict[str, object]]:
-    return [{"slot": slot, "generation": generation, **c.describe()} for slot, generation, c in nic.table]
 
 
 def _set_faults(config: Config, ports: Sequence[FaultyPort]) -> None:
@@ -251,7 +248,8 @@ def _control_handlers(devices: Sequence[Device], ports: Sequence[FaultyPort]) ->
         "personality": PersonalityCommand(devices),
         "faults": FaultsCommand(ports),
         "stats": lambda _: {"nics": [nic.stats.as_dict() for nic in nics]},
-        "contexts": lambda _: {"nics": [_contexts(nic) for nic in nics]},
+        "contexts": ContextsCommand(nics),
+        "history": ContextsCommand(nics),
         "info": lambda _: {"version": __version__, "max_contexts": nics[0].table.max_contexts},
     }
 
@@ -291,7 +289,7 @@ def run(config: Config) -> None:
             stack.callback(capture.close)
             observer = capture
         inner = _open_ports(config, loop, stack)
-        nics = [_build_nic(config) for _ in inner]
+        nics = [_build_nic(config, loop.time) for _ in inner]
         ports = [FaultyPort(loop, port, nic) for port, nic in zip(inner, nics, strict=True)]
         _set_faults(config, ports)
         devices = [Device(loop, nic, port, config.queues) for port, nic in zip(ports, nics, strict=True)]

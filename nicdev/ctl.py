@@ -1,6 +1,7 @@
 """`tlsnic-ctl`: ask a running NIC over its control socket.
 
-    tlsnic-ctl SOCKET stats | contexts | info
+    tlsnic-ctl SOCKET stats | info
+    tlsnic-ctl SOCKET contexts | history [FLOW]
     tlsnic-ctl SOCKET faults set FILE | clear | show
 
 SOCKET is the path given to `vhost-user-tlsnic --control`. One line on stderr and status 2 when something is wrong.
@@ -50,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="cmd", required=True)
     stats = commands.add_parser("stats", help="counters that are not 0")
     stats.add_argument("--all", action="store_true", help="all counters")
-    commands.add_parser("contexts", help="live TLS contexts, one per line")
+    contexts = commands.add_parser("contexts", help="live TLS contexts, one per line")
+    history = commands.add_parser("history", help="how live TLS contexts lost and found their place")
+    history.add_argument("--json", action="store_true", help="one object per context, not a table")
+    for command in (contexts, history):
+        command.add_argument("flow", nargs="?", metavar="FLOW", help="SLOT, ADDRESS:PORT or :PORT; default: all")
     commands.add_parser("info", help="version and limits")
     faults = commands.add_parser("faults", help="what is to go wrong (docs/faults.md)")
     faults.add_argument("--nic", type=int, metavar="N", help="one NIC of a pair; default: set 0, clear and show all")
@@ -63,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _request(args: argparse.Namespace) -> dict[str, Any]:
     request = {"cmd": args.cmd}
+    if args.cmd in ("contexts", "history") and args.flow is not None:
+        request["flow"] = args.flow
     if args.cmd == "faults":
         request |= {"do": args.do} | ({"nic": args.nic} if args.nic is not None else {})
         if args.do == "set":
@@ -76,7 +83,7 @@ def _request(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace, answer: dict[str, Any]) -> None:
-    """Print an answer; JSON except for counters."""
+    """Print an answer; JSON except for counters and histories."""
     for number, nic in enumerate(nics := answer.pop("nics", [])):
         if len(nics) > 1:
             print(f"nic {number}")
@@ -84,13 +91,28 @@ def _show(args: argparse.Namespace, answer: dict[str, Any]) -> None:
             for name, value in nic.items():
                 if value or args.all:
                     print(f"{name} {value}")
-        elif args.cmd == "contexts":
+        elif args.cmd == "contexts" or (args.cmd == "history" and args.json):
             for context in nic:
                 print(json.dumps(context))
+        elif args.cmd == "history":
+            for context in nic:
+                _show_history(context)
         else:
             print(json.dumps(nic, indent=2) if nic is not None else "no faults")
     if answer:
         print(json.dumps(answer))
+
+
+def _show_history(context: dict[str, Any]) -> None:
+    """A line about the context and a table of its events."""
+    place = "nowhere" if context["seq"] is None else f"record {context['record']} at {context['seq']}"
+    ends = f"{context['local']} {'<-' if context['dir'] == 'rx' else '->'} {context['remote']}"
+    print(f"slot {context['slot']} {context['dir']} {ends} {context.get('personality', '')}".rstrip())
+    print(f"  {context['state']}, {place}; {context['packets']} packets, {context['records']} records in the device")
+    for event in context["events"]:
+        seq, record = ("-" if event[name] is None else event[name] for name in ("seq", "record"))
+        columns = f"{event['number']:>5} {event['at']:>11.6f} s  {event['what']:<11} seq {seq:>10}  record {record:>6}"
+        print(f"  {columns}  {event['why']}".rstrip())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

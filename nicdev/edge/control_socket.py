@@ -1,7 +1,7 @@
 """The control socket: one JSON object per line in, one per line out, for tests, tools and people with socat.
 
-Requests: {"cmd": "stats"} counters by name; {"cmd": "contexts"} one object per context, never with keys; {"cmd":
-"info"} version and limits; {"cmd": "faults"} see port_faulty.FaultsCommand; {"cmd": "personality"} see
+Requests: {"cmd": "stats"} counters by name; {"cmd": "contexts"} and {"cmd": "history"} see watch.ContextsCommand;
+{"cmd": "info"} version and limits; {"cmd": "faults"} see port_faulty.FaultsCommand; {"cmd": "personality"} see
 personality.PersonalityCommand. An answer is {"ok": true, ...} or {"ok": false, "error": "..."}; a client that
 misbehaves loses its connection and nothing else.
 """

@@ -17,6 +17,7 @@ from nicdev.faults.scenario import Action, Rule
 from nicdev.faults.select import Selector, Sight
 from nicdev.stats import Counter, Stats
 from nicdev.tls.context import ContextParams
+from nicdev.tls.history import Happened
 from nicdev.tls.rx import RxContext, RxResult
 from nicdev.tls.table import RxEntry
 from nicdev.tls.tx import TxContext
@@ -78,8 +79,10 @@ class DeviceFaults(Faults):
             return super().answer(entry, tcp_seq, rcd_sn)
         if selector.rule.action is Action.LOSE_ANSWER or len(flow.answers) >= MAX_WAITING:
             self._stats.add(Counter.FAULT_ANSWERS_LOST)
+            entry.context.history.note(Happened.FAULT, tcp_seq, rcd_sn, "answer lost")
         else:
             self._stats.add(Counter.FAULT_ANSWERS_DELAYED)
+            entry.context.history.note(Happened.FAULT, tcp_seq, rcd_sn, "answer held back")
             flow.answers.append((self._due(selector.rule, flow), tcp_seq, rcd_sn))
         return True
 
@@ -99,7 +102,7 @@ class DeviceFaults(Faults):
             entry.context.resync(tcp_seq, rcd_sn)
         wire = bytes(payload) if self._keeps_wire else b""
         result = super().decrypt(entry, parsed, payload)
-        return self._request(flow, self._verdict(flow, parsed, payload, wire, result))
+        return self._request(flow, entry.context, self._verdict(flow, parsed, payload, wire, result))
 
     # -- the rules ----------------------------------------------------------------------------------------------------
 
@@ -133,8 +136,10 @@ class DeviceFaults(Faults):
                 self._desyncs[key] = not selector.strikes()
             if not self._desyncs[key]:
                 context.lose_sync()
-                self._desyncs[key] = context.place is None
-                self._stats.add(Counter.FAULT_DESYNCED, self._desyncs[key])
+                if context.place is None:
+                    self._desyncs[key] = True
+                    self._stats.add(Counter.FAULT_DESYNCED)
+                    context.history.note(Happened.FORCED, place.seq, place.number, rule.name)
 
     def _verdict(self, flow: Flow, parsed: Frame, payload: memoryview, wire: bytes, result: RxResult) -> RxResult:
         """The verdict that the rules make of the true one; `wire` is the payload as it came."""
@@ -156,7 +161,7 @@ class DeviceFaults(Faults):
             return result._replace(decrypted=False, records=0, plaintext=0)
         return result
 
-    def _request(self, flow: Flow, result: RxResult) -> RxResult:
+    def _request(self, flow: Flow, context: RxContext, result: RxResult) -> RxResult:
         """Take away the packet's question, or give it one that waited."""
         question = {name: getattr(result, name) for name in NO_QUESTION}
         if question != NO_QUESTION:
@@ -165,8 +170,10 @@ class DeviceFaults(Faults):
                 return result
             if selector.rule.action is Action.LOSE_REQUEST or len(flow.requests) >= MAX_WAITING:
                 self._stats.add(Counter.FAULT_REQUESTS_LOST)
+                context.history.note(Happened.FAULT, why="request lost")
             else:
                 self._stats.add(Counter.FAULT_REQUESTS_DELAYED)
+                context.history.note(Happened.FAULT, why="request held back")
                 flow.requests.append((self._due(selector.rule, flow), question))
             return result._replace(**NO_QUESTION)
         if flow.requests and self._over(flow.requests[0][0], flow):

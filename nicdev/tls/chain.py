@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from nicdev.tls.history import Happened, History
 from nicdev.tls.record import HEADER_LEN, RecordFormat
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, walk
 
@@ -27,9 +28,10 @@ _VERSION: Final = b"\x03\x03"
 class Chain:
     """Record starts of one flow since it was lost; numbers count from the chain's first record."""
 
-    __slots__ = ("_cursor", "_starts")
+    __slots__ = ("_cursor", "_history", "_starts")
 
-    def __init__(self) -> None:
+    def __init__(self, history: History) -> None:
+        self._history = history
         self._cursor: Cursor | None = None
         self._starts: deque[tuple[int, int]] = deque(maxlen=MAX_STARTS)  # TCP sequence number, relative number
 
@@ -83,6 +85,8 @@ class Chain:
 
     def _restart(self, fmt: RecordFormat, seq: int, payload: memoryview) -> None:
         """Begin anew at the first thing in `payload` that looks like a header and is followed by others to its end."""
+        if self._cursor is not None:
+            self._history.note(Happened.REJECTED, self.last, why="no header where one must be, or none was seen")
         self._cursor = None
         self._starts.clear()
         data = bytes(payload)
@@ -93,4 +97,5 @@ class Chain:
             if at < 0 or start + HEADER_LEN > len(data):
                 return
             if fmt.total(data, start) and self._extend(fmt, Cursor((seq + start) & SEQ_MASK, 0), payload[start:]):
+                self._history.note(Happened.CANDIDATE, (seq + start) & SEQ_MASK)
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from ipaddress import ip_address
 from typing import Final, TypeVar
 
 from nicdev.abi import AddFlag, Cipher, CtxAdd, Direction, RxPersonality, Status, TlsVersion
@@ -48,7 +49,9 @@ class ContextParams:
         """Record format and key of the context; they share the secrets' memory."""
         explicit_nonce = self.tls_version is TlsVersion.TLS_1_2 and self.cipher is not Cipher.CHACHA20_POLY1305
         fixed_iv = self.salt if explicit_nonce else self.salt + self.iv
-        return RecordFormat(self.tls_version, self.cipher, fixed_iv), AeadKey(self.cipher, self.key)
+        # what the guest sends as a record is one: its kernel lets programs choose any type (TLS_SET_RECORD_TYPE)
+        any_type = self.direction is Direction.TX and self.tls_version is TlsVersion.TLS_1_2
+        return RecordFormat(self.tls_version, self.cipher, fixed_iv, any_type), AeadKey(self.cipher, self.key)
 
     def wipe(self) -> None:
         """Overwrite the secrets."""
@@ -61,7 +64,14 @@ class ContextParams:
             "dir": self.direction.name.lower(),
             "cipher": self.cipher.name.lower(),
             "version": self.tls_version.name.lower(),
+            "local": _text(self.local),
+            "remote": _text(self.remote),
         }
+
+
+def _text(end: Endpoint) -> str:
+    address = ip_address(end[0])
+    return f"{address}:{end[1]}" if address.version == 4 else f"[{address}]:{end[1]}"
 
 
 def params_from_ctx_add(add: CtxAdd) -> ContextParams:

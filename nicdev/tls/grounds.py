@@ -22,6 +22,7 @@ from typing import Final
 
 from nicdev.tls.ahead import Ahead
 from nicdev.tls.context import ContextParams
+from nicdev.tls.history import Happened, History
 from nicdev.tls.resync import Ideal, Patience
 from nicdev.tls.runs import MAX_RECORDS, Contradiction
 from nicdev.tls.rx import RxContext, RxResult, RxState
@@ -56,9 +57,15 @@ class Grounds(RxContext):
         "dropped",
     )
 
-    def __init__(self, params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None) -> None:
+    def __init__(
+        self,
+        params: ContextParams,
+        scratch: memoryview | None = None,
+        pool: Pool | None = None,
+        history: History | None = None,
+    ) -> None:
         """`scratch` as in RxContext, `pool` is shared by the contexts of a device."""
-        super().__init__(params, scratch, Ideal())
+        super().__init__(params, scratch, Ideal(history))
         self._pool = Pool() if pool is None else pool
         self._ahead: Ahead | None = None
         self._anchored = False  # the front has moved: nothing that the device did not see is missing there
@@ -138,18 +145,26 @@ class Grounds(RxContext):
         if not flows[pair]:
             del flows[pair]
 
-    def _fail(self, result: RxResult) -> RxResult:
+    def _poison(self, why: str) -> None:
+        cursor = self._cursor
+        assert cursor is not None
+        self._poisoned = True
+        self.history.note(Happened.POISONED, cursor.seq, cursor.number, why)
+
+    def _fail(self, result: RxResult, why: str) -> RxResult:
         """The front cannot be followed any further."""
         if self._in_debt:
-            self._poisoned = True
+            self._poison(why)
             return result
         lost_sync = self.place is not None
+        if self._cursor is not None:
+            self.history.note(Happened.LOST, self._cursor.seq, self._cursor.number, why)
         self._forget()
         return result._replace(lost_sync=lost_sync)
 
     # -- the host -----------------------------------------------------------------------------------------------------
 
-    def resync(self, tcp_seq: int, rcd_sn: int) -> bool:
+    def _take(self, tcp_seq: int, rcd_sn: int) -> bool:
         """See RxContext."""
         cursor, ahead = self._cursor, self._ahead
         if self._poisoned or (cursor is not None and not self._muted and ahead is None):
@@ -163,7 +178,7 @@ class Grounds(RxContext):
             if rcd_sn == self._asked[1]:
                 self._confirmed = True
             else:
-                self._forget()
+                self._fail(RxResult(), f"record {self._asked[1]} was expected at the place of the answer")
             return True
         return self._track(tcp_seq, rcd_sn)
 
@@ -188,15 +203,15 @@ class Grounds(RxContext):
         if self._muted:
             try:
                 ahead.restart(at, place.number)
-            except Contradiction:
-                self._forget()
+            except Contradiction as contradiction:
+                self._fail(RxResult(), str(contradiction))
                 return True
             self._muted, self._anchored = False, True
             self._strategy.found()
         elif record is None or not record.run.known:
             return False
         elif record.number != place.number:
-            self._fail(RxResult())
+            self._fail(RxResult(), f"record {record.number} was expected at the place of the answer")
             return True
         else:
             ahead.jump(record)
@@ -209,8 +224,7 @@ class Grounds(RxContext):
         cursor = self._cursor
         assert cursor is not None
         if self._muted and not self._anchored:
-            seq = (cursor.seq + at - ahead.front) & SEQ_MASK
-            return self._strategy.passed(self._fmt, cursor.seq, seq, memoryview(data)).ask
+            return self._pass(cursor.seq, self._seq(ahead, at), memoryview(data)).ask
         if not self._muted and ahead.store.size < MAX_FLOW // 2 and len(ahead.records) < MAX_RECORDS // 2:
             return None
         starts = [r for r in ahead.records if at <= r.start < at + len(data) and r is not ahead.current and r.run.known]
@@ -220,8 +234,15 @@ class Grounds(RxContext):
             self._patience.reset()
         elif not self._patience.ends(starts[-1].number - self._asked[1]):
             return None
-        self._asked = ((cursor.seq + starts[-1].start - ahead.front) & SEQ_MASK, starts[-1].number)
+        self._asked = (self._seq(ahead, starts[-1].start), starts[-1].number)
+        self.requested += 1
+        self.history.note(Happened.ASKED, *self._asked, why="expected to be that one")
         return self._asked[0]
+
+    def _seq(self, ahead: Ahead, at: int) -> int:
+        """TCP sequence number of position `at`."""
+        assert self._cursor is not None
+        return (self._cursor.seq + at - ahead.front) & SEQ_MASK
 
     def _unmute(self) -> bool:
         """Mark again, if the host confirmed all that the front stands on, and nothing was marked on other grounds."""

@@ -34,6 +34,7 @@ from nicdev.tls.aead import FAULTS
 from nicdev.tls.ahead import Ahead
 from nicdev.tls.context import ContextParams
 from nicdev.tls.grounds import FAR, Grounds, signed
+from nicdev.tls.history import Happened, History
 from nicdev.tls.nonces import Nonces
 from nicdev.tls.partial import OpeningRecord
 from nicdev.tls.record import HEADER_LEN
@@ -51,9 +52,15 @@ class IdealContext(Grounds):
 
     __slots__ = ("_judged", "_nonces", "_suspect")
 
-    def __init__(self, params: ContextParams, scratch: memoryview | None = None, pool: Pool | None = None) -> None:
+    def __init__(
+        self,
+        params: ContextParams,
+        scratch: memoryview | None = None,
+        pool: Pool | None = None,
+        history: History | None = None,
+    ) -> None:
         """See Grounds."""
-        super().__init__(params, scratch, pool)
+        super().__init__(params, scratch, pool, history)
         self._nonces = Nonces(self._fmt, params.rec_seq, params.iv)
         self._judged: OpeningRecord | None = None  # the open record whose nonce was looked at
         self._suspect = False  # it is not as expected
@@ -68,11 +75,10 @@ class IdealContext(Grounds):
             if gap + len(payload) <= 0:
                 return self._old(cursor, gap, payload)
         if self._poisoned:
-            self.dropped += 1
-            return _DROP
+            return self._drop()
         if cursor is None:
             self._raise_top((seq + len(payload)) & SEQ_MASK)
-            return RxResult(ask=self._strategy.passed(self._fmt, None, seq, payload).ask)
+            return RxResult(ask=self._pass(None, seq, payload).ask)
         return self._out_of_order(cursor, seq, payload)
 
     def _out_of_order(self, cursor: Cursor, seq: int, payload: memoryview) -> RxResult:
@@ -80,12 +86,14 @@ class IdealContext(Grounds):
             return _UNTOUCHED
         ahead = self._ahead
         if ahead is None:
+            gap = signed(seq - cursor.seq)
+            self.history.note(Happened.GAP, cursor.seq, cursor.number, f"{gap} bytes missing" if gap > 0 else "overlap")
             ahead, cursor = self._begin(cursor)
             self._ahead, self._cursor = ahead, cursor
         try:
             return self._disorder(ahead, ahead.front + signed(seq - cursor.seq), payload)
-        except FAULTS:
-            return self._fail(RxResult(error=True))
+        except FAULTS as error:
+            return self._fail(RxResult(error=True), type(error).__name__)
 
     def _in_order(self, cursor: Cursor, payload: memoryview) -> RxResult:
         result = self._follow(cursor, self._open, payload, True)
@@ -93,6 +101,8 @@ class IdealContext(Grounds):
         if not result.error:
             return result
         self._top = (cursor.seq + len(payload)) & SEQ_MASK
+        if not result.lost_sync:
+            self.history.note(Happened.LOST, cursor.seq, cursor.number, "wrong tag" if result.auth_failed else "error")
         self._forget()
         return result._replace(lost_sync=True)
 
@@ -115,6 +125,9 @@ class IdealContext(Grounds):
         elif len(record.head) == self._fmt.prefix:
             self._judged = record
             self._suspect = not self._nonces.expects(cursor.number, record.head)
+            if self._suspect and not self._nonces.irregular:
+                start = (cursor.seq - cursor.pos) & SEQ_MASK
+                self.history.note(Happened.NONCE, start, cursor.number, "not marked before its tag is seen")
 
     def _old(self, cursor: Cursor, gap: int, payload: memoryview) -> RxResult:
         """Bytes before the cursor. Another header of the record that is still open makes all that follows uncertain."""
@@ -122,21 +135,24 @@ class IdealContext(Grounds):
         low, high = max(at, 0), min(at + len(payload), cursor.pos, HEADER_LEN)
         if low < high and self._open is not None and payload[low - at : high - at] != self._open.head[low:high]:
             self._top = cursor.seq
+            start = (cursor.seq - cursor.pos) & SEQ_MASK
+            self.history.note(Happened.LOST, start, cursor.number, "another copy of its header")
             self._forget()
             return RxResult(lost_sync=True)
         return _UNTOUCHED
 
     def _begin(self, cursor: Cursor) -> tuple[Ahead, Cursor]:
         """Something is missing at the cursor; it steps back to the start of a header that is not complete."""
-        record = self._open
-        ahead = Ahead(self._fmt, self._key, self._pool, cursor.number, self._nonces)
-        head = cursor.head if record is None else record.head
-        if not cursor.pos or cursor.pos >= self._fmt.prefix or (record is None and cursor.size):
-            if cursor.pos:
-                ahead.resume(-cursor.pos, cursor.size, record)
-        else:  # a header that is not complete is something that arrived ahead
+        record, pos = self._open, cursor.pos
+        in_header = 0 < pos < self._fmt.prefix and (record is not None or not cursor.size)
+        if in_header:
+            head = cursor.head if record is None else record.head
+            cursor = Cursor((cursor.seq - pos) & SEQ_MASK, cursor.number)
+        ahead = Ahead(self._fmt, self._key, self._pool, cursor, self._nonces, history=self.history)
+        if in_header:  # it is something that arrived ahead
             ahead.add(0, head, [(0, len(head))])
-            cursor = Cursor((cursor.seq - cursor.pos) & SEQ_MASK, cursor.number)
+        elif pos:
+            ahead.resume(-pos, cursor.size, record)
         if not self._anchored:
             self._muted = True
         self._blind, self._spoiled = FAR, -FAR
@@ -155,7 +171,7 @@ class IdealContext(Grounds):
         try:
             fresh, comparable = ahead.fresh(at, data)
         except Contradiction:
-            return self._differs(ahead, end)
+            return self._differs(ahead, at, end)
         comparable = comparable and len(data) == len(payload)
         size = sum(high - low for low, high in fresh)
         if at > ahead.front and not self._fits(ahead, size):
@@ -164,8 +180,11 @@ class IdealContext(Grounds):
             ahead.add(at, data, fresh)
             if not self._muted and fresh:
                 ahead.find_run(at, data)
-        except Contradiction:
-            return self._drop(True) if self._in_debt else self._fail(RxResult(error=True))
+        except Contradiction as contradiction:
+            if not self._in_debt:
+                return self._fail(RxResult(error=True), str(contradiction))
+            self._poison(str(contradiction))
+            return self._drop()
         ask = self._question(ahead, at, data)
         return self._judge(ahead, at, data, payload, comparable)._replace(ask=ask)
 
@@ -186,13 +205,16 @@ class IdealContext(Grounds):
                 payload[low:high] = self._scratch[low:high]
             result = RxResult(True, ahead.good - good, sum(high - low for low, high in texts))
         self._set_debt(bool(ahead.debt) and not self._muted)
+        if failed:
+            self.history.note(Happened.AUTH_FAILED, self._seq(ahead, at), (bad[0] if bad else stop).number)
         if stop is not None:
-            return self._fail(result)
+            return self._fail(result, "wrong tag")
         if self._blind < FAR and not ahead.debt:
-            return self._fail(result)
+            return self._fail(result, "no room")
         if self._muted and self._unmute():
             hinted = True
         if hinted and self._state is RxState.IN_SYNC:
+            self.history.note(Happened.IN_SYNC, self._seq(ahead, ahead.front), ahead.number, "the host's answer")
             result = result._replace(resynced=True)
         self._leave(ahead)
         return result
@@ -235,6 +257,7 @@ class IdealContext(Grounds):
             self._open = OpeningRecord(self._fmt, self._key, cursor.number)
             self._open.feed(memoryview(head), self._pool.scratch)
         self._top = cursor.seq if self._cursor is None else self._cursor.seq
+        self.history.note(Happened.FILLED, cursor.seq, cursor.number)
         ahead.clear()
         self._ahead = None
         if self._fmt.prefix != HEADER_LEN:
@@ -242,15 +265,15 @@ class IdealContext(Grounds):
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
-    def _drop(self, poison: bool) -> RxResult:
-        self._poisoned = self._poisoned or poison
+    def _drop(self) -> RxResult:
         self.dropped += 1
         return _DROP
 
-    def _differs(self, ahead: Ahead, end: int) -> RxResult:
+    def _differs(self, ahead: Ahead, at: int, end: int) -> RxResult:
         """Another copy of a byte passed before."""
+        self.history.note(Happened.CONFLICT, self._seq(ahead, at), why="dropped" if self._in_debt else "left alone")
         if self._in_debt:
-            return self._drop(False)
+            return self._drop()
         ahead.top = max(ahead.top, end)
         self._spoiled = max(self._spoiled, ahead.top)
         return _UNTOUCHED
@@ -264,9 +287,11 @@ class IdealContext(Grounds):
         """Memory is used up: see only what pays the debt."""
         if not self._in_debt:
             ahead.top = max(ahead.top, end)
-            return self._fail(_UNTOUCHED)
-        if at >= ahead.debt_end:
-            ahead.top = max(ahead.top, end)
-            self._blind = at
-            return _UNTOUCHED
-        return self._drop(False)
+            return self._fail(_UNTOUCHED, "no room")
+        pays = at < ahead.debt_end
+        self.history.note(Happened.NO_ROOM, self._seq(ahead, at), why="dropped" if pays else "left alone")
+        if pays:
+            return self._drop()
+        ahead.top = max(ahead.top, end)
+        self._blind = at
+        return _UNTOUCHED

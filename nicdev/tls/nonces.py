@@ -16,28 +16,28 @@ from nicdev.tls.record import HEADER_LEN, MAX_NUMBER, RecordFormat
 class Nonces:
     """What is known of one flow's explicit nonces."""
 
-    __slots__ = ("_hint", "_irregular", "_size", "offset")
+    __slots__ = ("_hint", "_size", "irregular", "offset")
 
     def __init__(self, fmt: RecordFormat, number: int = 0, iv: BytesLike = b"") -> None:
         """`iv` is the explicit nonce that the host expects of record `number`."""
         self._size = fmt.prefix - HEADER_LEN
-        self._irregular = False
+        self.irregular = False  # they do not count
         self._hint = (int.from_bytes(iv, "big") - number) & MAX_NUMBER if iv else None
         self.offset: int | None = None  # nonce less record number
 
     def learn(self, number: int, head: BytesLike) -> None:
         """Record `number` with prefix `head` was verified."""
         offset = self._offset(number, head)
-        if self.offset is None and self._size and not self._irregular:
+        if self.offset is None and self._size and not self.irregular:
             self.offset = offset
         elif offset != self.offset:
-            self._irregular, self.offset = True, None
+            self.irregular, self.offset = True, None
 
     def expects(self, number: int, head: BytesLike) -> bool:
         """Whether record `number` should have the nonce in prefix `head`."""
         if not self._size:
             return True
-        expected = self._hint if self.offset is None and not self._irregular else self.offset
+        expected = self._hint if self.offset is None and not self.irregular else self.offset
         return expected is not None and self._offset(number, head) == expected
 
     def predict(self, number: int) -> bytes:

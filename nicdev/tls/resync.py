@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple, Protocol
 
 from nicdev.tls.chain import Chain
+from nicdev.tls.history import Happened, History
 from nicdev.tls.record import RecordFormat
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor
 
@@ -30,9 +31,10 @@ NO_QUESTION: Final = Question()
 
 
 class ResyncStrategy(Protocol):
-    """A way to find one's place again; `name` is that of the personality."""
+    """A way to find one's place again; `name` is that of the personality, `history` that of the context."""
 
     name: str
+    history: History
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """A packet behind the cursor went by while the context is lost.
@@ -59,6 +61,9 @@ class CoreNextHint:
     """
 
     name = "core-next-hint"
+
+    def __init__(self, history: History | None = None) -> None:
+        self.history = History() if history is None else history
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """A device without memory looks away."""
@@ -117,7 +122,8 @@ class Ideal:
 
     name = "ideal"
 
-    def __init__(self) -> None:
+    def __init__(self, history: History | None = None) -> None:
+        self.history = History() if history is None else history
         self._chain: Chain | None = None
         self._asked: int | None = None
         self._patience = Patience()
@@ -125,7 +131,8 @@ class Ideal:
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """See ResyncStrategy."""
         if self._chain is None:
-            self._chain = Chain()
+            self.history.note(Happened.SCANNING, seq)
+            self._chain = Chain(self.history)
         chain = self._chain
         chain.follow(fmt, seq, payload)
         stands = None if self._asked is None else chain.since(self._asked)

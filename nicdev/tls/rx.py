@@ -30,9 +30,10 @@ from typing import Final, NamedTuple
 from nicdev.abi import MAX_TCP_PAYLOAD
 from nicdev.tls.aead import FAULTS, TAG_LEN
 from nicdev.tls.context import ContextParams
+from nicdev.tls.history import Happened
 from nicdev.tls.partial import OpeningRecord
 from nicdev.tls.record import MAX_NUMBER
-from nicdev.tls.resync import CoreNextHint, ResyncStrategy
+from nicdev.tls.resync import NO_QUESTION, CoreNextHint, Question, ResyncStrategy
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, Walk, walk
 
 # No TCP window is larger (RFC 7323 2.3). A lost context forgets a cursor this far behind, lest it match when the
@@ -80,12 +81,16 @@ class RxContext:
         "_state",
         "_strategy",
         "_withdrawn",
+        "answered",
         "auth_failed",
+        "bytes",
+        "history",
         "losses",
         "packets",
         "params",
         "passed",
         "records",
+        "requested",
         "resyncs",
     )
 
@@ -97,22 +102,29 @@ class RxContext:
         self._fmt, self._key = params.crypto()
         self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD)) if scratch is None else scratch
         self._strategy = CoreNextHint() if strategy is None else strategy
+        self.history = self._strategy.history
         self._cursor = None if params.no_sync else Cursor(params.start_seq, params.rec_seq)
         self._state = RxState.LOST if params.no_sync else RxState.IN_SYNC
         self._open: OpeningRecord | None = None  # the record that the cursor stands in, if all of it was seen
         self._withdrawn = False  # the host is to be told that the attempt is abandoned
         self.packets = 0  # decrypted
         self.passed = 0  # left alone
+        self.bytes = 0  # of plaintext
         self.records = 0
         self.auth_failed = 0
         self.losses = 0
         self.resyncs = 0
+        self.requested = 0  # questions to the host
+        self.answered = 0  # answers of it that were of use
+        if params.no_sync:
+            self.history.note(Happened.LOST, why="made without a place")
 
     def decrypt(self, seq: int, payload: memoryview) -> RxResult:
         """Decrypt a TCP payload (writable, 1..MAX_TCP_PAYLOAD bytes) starting at `seq` in place, or leave it alone."""
         result = self._place(seq, payload)
         if result.decrypted:
             self.packets += 1
+            self.bytes += result.plaintext
             self.records += result.records
         else:
             self.passed += 1
@@ -121,11 +133,25 @@ class RxContext:
         self.resyncs += result.resynced
         if self._withdrawn:
             self._withdrawn = False
+            self.history.note(Happened.CANCELLED)
             return result._replace(cancelled=True)
         return result
 
     def resync(self, tcp_seq: int, rcd_sn: int) -> bool:
         """Take an RX_RESYNC command; False if it changes nothing. Sequence number and record number in host order."""
+        in_sync = self._state is RxState.IN_SYNC
+        if not self._take(tcp_seq, rcd_sn):
+            self.history.note(
+                Happened.REFUSED, tcp_seq, rcd_sn, "in sync" if in_sync else "nothing known of that place"
+            )
+            return False
+        self.answered += 1
+        late = self._cursor.number - rcd_sn if self._cursor is not None else 0
+        self.history.note(Happened.ANSWER, tcp_seq, rcd_sn, f"{late} records later" if late > 0 else "")
+        return True
+
+    def _take(self, tcp_seq: int, rcd_sn: int) -> bool:
+        """What `resync` says."""
         cursor = self._strategy.answer(self._cursor, self._state is RxState.IN_SYNC, tcp_seq, rcd_sn)
         if cursor is None:
             return False
@@ -160,17 +186,27 @@ class RxContext:
             "record": cursor.number if cursor else None,
             "packets": self.packets,
             "passed": self.passed,
+            "bytes": self.bytes,
             "records": self.records,
+            "records_software": self._left_to_software(),
             "auth_failed": self.auth_failed,
             "losses": self.losses,
+            "requested": self.requested,
+            "answered": self.answered,
             "resyncs": self.resyncs,
         }
+
+    def _left_to_software(self) -> int | None:
+        """How many records before the place the host had to decrypt, by what passed; None if that cannot be told."""
+        if self._cursor is None or self.params.no_sync:
+            return None
+        return self._cursor.number - self.params.rec_seq - self.records
 
     def _place(self, seq: int, payload: memoryview) -> RxResult:
         """Compare the packet with the cursor."""
         cursor = self._cursor
         if cursor is None:
-            return RxResult(**self._strategy.passed(self._fmt, None, seq, payload)._asdict())
+            return RxResult(**self._pass(None, seq, payload)._asdict())
         gap = (seq - cursor.seq) & SEQ_MASK
         if not gap:
             return self._follow(cursor, self._open, payload, True)
@@ -179,31 +215,57 @@ class RxContext:
             return self._follow(cursor, self._open, payload[old:], False) if old < len(payload) else _UNTOUCHED
         beyond = cursor.skip(gap)
         if beyond is not None:
+            self.history.note(Happened.GAP, cursor.seq, cursor.number, f"{gap} bytes, without a header")
             return self._follow(beyond, None, payload, True)
         if gap >= MAX_HOLE:
             self._cursor = self._open = None
-        question = self._strategy.passed(self._fmt, cursor.seq, seq, payload)
-        return self._lose(error=False)._replace(**question._asdict())
+        lost = self._lose(cursor, f"{gap} bytes missing")
+        return lost._replace(**self._pass(cursor.seq, seq, payload)._asdict())
+
+    def _pass(self, expected: int | None, seq: int, payload: memoryview) -> Question:
+        """A packet goes by while the context is lost; what the host is asked with it. See ResyncStrategy.passed."""
+        question = self._strategy.passed(self._fmt, expected, seq, payload)
+        if question is not NO_QUESTION:
+            self._note_question(question)
+        return question
+
+    def _note_question(self, question: Question) -> None:
+        note = self.history.note
+        self.requested += question.ask is not None or question.opened is not None
+        if question.ask is not None:
+            note(Happened.ASKED, question.ask)
+        elif question.opened is not None:
+            note(Happened.OPENED, question.opened[0], why=f"{question.opened[1]} bytes")
+        elif question.guess is not None:
+            note(Happened.SUBMITTED, question.guess)
+        else:
+            note(Happened.CANCELLED)
 
     def _follow(self, cursor: Cursor, record: OpeningRecord | None, payload: memoryview, whole: bool) -> RxResult:
         """Handle a payload that starts at `cursor`; `whole` if that is the whole packet."""
         walked = walk(self._fmt, cursor, payload)
         if walked is None or walked.last > MAX_NUMBER:
-            return self._lose(error=True)
+            return self._lose(cursor, "no header where one must be", error=True)
         resynced = self._state is RxState.HINTED
         if self._state is not RxState.IN_SYNC:
+            by = "the host's answer" if resynced else "the missing packet came"
+            self.history.note(Happened.IN_SYNC, cursor.seq, cursor.number, by)
             self._withdrawn = self._strategy.found()
         self._cursor, self._open, self._state = walked.after, None, RxState.IN_SYNC
         try:
             if whole and (record is not None or not cursor.pos):
                 return self._decrypt(cursor, walked, record, payload, resynced)
             self._open = self._carry(cursor, walked, record, payload)
-        except FAULTS:
+        except FAULTS as error:
+            self.history.note(Happened.ERROR, cursor.seq, cursor.number, type(error).__name__)
             return RxResult(error=True, resynced=resynced)
         return RxResult(resynced=True) if resynced else _UNTOUCHED
 
-    def _lose(self, error: bool) -> RxResult:
+    def _lose(self, cursor: Cursor, why: str, error: bool = False) -> RxResult:
+        """What follows cannot be read; `cursor` is where the context stands."""
         lost_sync = self._state is RxState.IN_SYNC
+        if lost_sync or (error and self._state is RxState.HINTED):
+            self.history.note(Happened.LOST, cursor.seq, cursor.number, why)
         if lost_sync or error or self._cursor is None:
             self._state = RxState.LOST
         return RxResult(error=error, lost_sync=lost_sync)
@@ -215,19 +277,21 @@ class RxContext:
         fmt, key, scratch = self._fmt, self._key, self._scratch
         first = record
         number = cursor.number
-        failed = 0
+        failed: list[int] = []
         start = 0
         texts: list[tuple[int, int]] = []  # where plaintext is in scratch, and belongs in the payload
         for end in walked.ends:
             if record is not None:
                 texts.append(record.feed(payload[:end], scratch[:end]))
-                failed += not record.verify()
+                if not record.verify():
+                    failed.append(number)
                 record = None
             else:
                 text = start + fmt.prefix
                 text_end = end - TAG_LEN
                 nonce, aad = fmt.nonce(number, payload, start), fmt.aad(number, payload, start)
-                failed += not key.open(nonce, aad, payload[text:end], scratch[text:text_end])
+                if not key.open(nonce, aad, payload[text:end], scratch[text:text_end]):
+                    failed.append(number)
                 texts.append((text, text_end))
             number += 1
             start = end
@@ -238,7 +302,8 @@ class RxContext:
             texts.append((start + text, start + text_end))
         self._open = record
         if failed:
-            return RxResult(auth_failed=failed, error=True, resynced=resynced)
+            self.history.note(Happened.AUTH_FAILED, cursor.seq, failed[0], f"{len(failed)} of the packet's records")
+            return RxResult(auth_failed=len(failed), error=True, resynced=resynced)
         if not self._markable(cursor, first, walked, payload):
             return RxResult(resynced=resynced)
         plaintext = 0

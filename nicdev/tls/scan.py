@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nicdev.tls.history import Happened, History
 from nicdev.tls.record import HEADER_LEN, RecordFormat
 from nicdev.tls.resync import NO_QUESTION, Question
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK, Cursor, walk
@@ -29,17 +30,33 @@ _VERSION: Final = b"\x03\x03"
 class Scan:
     """Record headers from a match on; numbers count from it."""
 
-    __slots__ = ("cursor", "start")
+    __slots__ = ("_begun", "_history", "cursor", "start")
 
-    def __init__(self) -> None:
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._begun = False
         self.start = 0  # TCP sequence number of the match
         self.cursor: Cursor | None = None  # behind what was followed; None: no match
 
+    def stop(self) -> None:
+        """The place is found."""
+        self._begun, self.cursor = False, None
+
     def follow(self, fmt: RecordFormat, seq: int, payload: memoryview) -> bool:
-        """Go on through a packet (not empty, only read); False if a predicted header is not there, or is missed."""
-        cursor = self.cursor
-        if cursor is None:
+        """Go on through a packet (not empty, only read).
+
+        False if there is no match (any more): a predicted header is not there, is missed, or no answer comes.
+        """
+        if self.cursor is None:
             return False
+        if not self._follow(self.cursor, fmt, seq, payload):
+            self._history.note(Happened.REJECTED, self.start, why="no header where one must be, or none was seen")
+        elif self.cursor.number > RESCAN_AFTER:
+            self._history.note(Happened.REJECTED, self.start, why=f"no answer for {RESCAN_AFTER} records")
+            self.cursor = None
+        return self.cursor is not None
+
+    def _follow(self, cursor: Cursor, fmt: RecordFormat, seq: int, payload: memoryview) -> bool:
         gap = (seq - cursor.seq) & SEQ_MASK
         if gap >= SEQ_HALF:
             return True  # old: not looked at
@@ -50,6 +67,9 @@ class Scan:
 
     def find(self, fmt: RecordFormat, seq: int, payload: memoryview) -> bool:
         """Match the first thing in a packet that looks like a header and leads to others up to the packet's end."""
+        if not self._begun:
+            self._begun = True
+            self._history.note(Happened.SCANNING, seq)
         data = bytes(payload)
         at = 0
         for _ in range(MAX_CANDIDATES):
@@ -58,8 +78,8 @@ class Scan:
             if at < 0 or start + HEADER_LEN > len(data):
                 return False
             self.start = (seq + start) & SEQ_MASK
-            self.cursor = Cursor(self.start, 0) if fmt.total(data, start) else None
-            if self.follow(fmt, self.start, payload[start:]):
+            if fmt.total(data, start) and self._follow(Cursor(self.start, 0), fmt, self.start, payload[start:]):
+                self._history.note(Happened.CANDIDATE, self.start)
                 return True
         return False
 
@@ -69,21 +89,22 @@ class DriverReq:
 
     name = "driver-req"
 
-    def __init__(self) -> None:
-        self._scan = Scan()
+    def __init__(self, history: History | None = None) -> None:
+        self.history = History() if history is None else history
+        self._scan = Scan(self.history)
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """See ResyncStrategy."""
         if not beyond_a_record(fmt, expected, seq, payload):
             return NO_QUESTION
         scan = self._scan
-        if scan.follow(fmt, seq, payload) and not stale(scan):
+        if scan.follow(fmt, seq, payload):
             return NO_QUESTION
         return Question(ask=scan.start) if scan.find(fmt, seq, payload) else NO_QUESTION
 
     def found(self) -> bool:
         """See ResyncStrategy."""
-        self._scan.cursor = None
+        self._scan.stop()
         return False
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
@@ -96,8 +117,9 @@ class DriverReqAsync:
 
     name = "driver-req-async"
 
-    def __init__(self) -> None:
-        self._scan = Scan()
+    def __init__(self, history: History | None = None) -> None:
+        self.history = History() if history is None else history
+        self._scan = Scan(self.history)
         self._open = False  # an attempt is, its guess not yet submitted
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
@@ -105,12 +127,11 @@ class DriverReqAsync:
         if not beyond_a_record(fmt, expected, seq, payload):
             return NO_QUESTION
         scan = self._scan
-        if scan.follow(fmt, seq, payload) and not stale(scan):
+        if scan.follow(fmt, seq, payload):
             if self._open and scan.cursor is not None and scan.cursor.number >= CONFIRM_HEADERS:
                 self._open = False
                 return Question(guess=scan.start)
             return NO_QUESTION
-        scan.cursor = None
         if self._open:
             self._open = False
             return Question(cancelled=True)
@@ -122,7 +143,7 @@ class DriverReqAsync:
     def found(self) -> bool:
         """See ResyncStrategy."""
         cancel, self._open = self._open, False
-        self._scan.cursor = None
+        self._scan.stop()
         return cancel
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
@@ -135,11 +156,6 @@ def beyond_a_record(fmt: RecordFormat, expected: int | None, seq: int, payload: 
     if expected is None:
         return True
     return (seq + len(payload) - expected) & SEQ_MASK > HEADER_LEN + fmt.max_length
-
-
-def stale(scan: Scan) -> bool:
-    """Whether an answer about the match will not come any more."""
-    return scan.cursor is not None and scan.cursor.number > RESCAN_AFTER
 
 
 def related(scan: Scan, tcp_seq: int, rcd_sn: int) -> Cursor | None:

@@ -7,7 +7,7 @@ names neither; it is looked up by its flow. The table owns the contexts: what le
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from nicdev.abi import MAX_TCP_PAYLOAD, Direction, Status
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams
+from nicdev.tls.history import History
 from nicdev.tls.personality import rx_context
 from nicdev.tls.rx import RxContext
 from nicdev.tls.store import Pool
@@ -45,14 +46,17 @@ class ContextObserver(Protocol):
 class ContextTable:
     """At most `max_contexts` contexts of either direction; slots count from 0."""
 
-    __slots__ = ("_flows", "_pool", "_scratch", "_slots", "max_contexts", "observer")
+    __slots__ = ("_clock", "_flows", "_pool", "_scratch", "_sent", "_slots", "max_contexts", "observer")
 
-    def __init__(self, max_contexts: int) -> None:
+    def __init__(self, max_contexts: int, clock: Callable[[], float] = float) -> None:
+        """`clock` gives the seconds of the contexts' histories."""
         self.max_contexts = max_contexts
+        self._clock = clock
         self.observer: ContextObserver | None = None
         self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
         self._flows: dict[Flow, RxEntry] = {}
         self._pool = Pool()
+        self._sent = Pool()  # memory for what tx contexts sent
         self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
 
     def add(self, slot: int, generation: int, params: ContextParams) -> None:
@@ -65,10 +69,11 @@ class ContextTable:
         if status is not Status.OK:
             params.wipe()
             raise CommandError(status)
+        history = History(self._clock)
         if params.direction is Direction.TX:
-            self._slots[slot] = (generation, TxContext(params))
+            self._slots[slot] = (generation, TxContext(params, history, self._sent))
         else:
-            context = rx_context(params, self._scratch, self._pool)
+            context = rx_context(params, self._scratch, self._pool, history)
             self._slots[slot] = (generation, context)
             self._flows[flow] = RxEntry(slot, generation, context)
         if self.observer is not None:

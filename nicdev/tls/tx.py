@@ -14,6 +14,8 @@ packet is sealed in one call, others go through a `SealingRecord`.
 A resync says "record rcd_sn starts at record_seq" and brings the bytes from there up to the packet, which are encrypted
 too, but only to move the cipher's state to where the packet starts. With no such bytes the packet starts a record: that
 is how the next-record personality comes back.
+
+What was encrypted is compared with what left before at the same place (see sent) and must be the same.
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ from nicdev.errors import TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.aead import FAULTS, TAG_LEN, BytesLike
 from nicdev.tls.context import ContextParams
+from nicdev.tls.history import Happened, History
 from nicdev.tls.partial import SealingRecord
 from nicdev.tls.record import MAX_NUMBER
+from nicdev.tls.sent import Sent
+from nicdev.tls.store import Pool
 from nicdev.tls.walk import SEQ_MASK, Cursor, Walk, walk
 
 
@@ -47,37 +52,63 @@ class TxResult(NamedTuple):
 class TxContext:
     """Encryption state of one flow."""
 
-    __slots__ = ("_cursor", "_fmt", "_key", "_open", "packets", "params", "records", "resyncs")
+    __slots__ = (
+        "_cursor",
+        "_fmt",
+        "_key",
+        "_open",
+        "_sent",
+        "bytes",
+        "history",
+        "packets",
+        "params",
+        "records",
+        "resyncs",
+    )
 
-    def __init__(self, params: ContextParams) -> None:
+    def __init__(self, params: ContextParams, history: History | None = None, sent: Pool | None = None) -> None:
+        """`sent` is the memory for what left; without one the context has its own."""
         self.params = params
+        self.history = History() if history is None else history
         self._fmt, self._key = params.crypto()
         self._cursor = None if params.no_sync else Cursor(params.start_seq, params.rec_seq)  # None: out of sync
         self._open: SealingRecord | None = None  # the record that the cursor stands in
+        self._sent = Sent(Pool() if sent is None else sent)
         self.packets = 0
+        self.bytes = 0  # of plaintext
         self.records = 0
         self.resyncs = 0
+        if params.no_sync:
+            self.history.note(Happened.LOST, why="made without a place")
 
     def encrypt(self, seq: int, payload: memoryview, resync: Resync | None = None) -> TxResult:
         """Encrypt a TCP payload (writable, not empty) that starts at sequence number `seq`, in place.
 
         Raises TxDrop with TX_DROP_WRONG_SEQ, _BAD_EXTENSION, _SEQ_WRAP (context and payload as before), _BAD_RECORD
-        (payload as before, context out of sync) or _CRYPTO (payload undefined, context out of sync). A packet for which
-        it raised must not be sent.
+        (payload as before, context out of sync), _CRYPTO or _NONCE_REUSE (payload undefined, context out of sync). A
+        packet for which it raised must not be sent.
         """
-        cursor, record = self._cursor, self._open
-        if resync is not None:
-            cursor, record = self._rebuild(seq, resync)
-        if cursor is None or cursor.seq != seq:
-            raise TxDrop(Counter.TX_DROP_WRONG_SEQ)
-        walked = self._walk(cursor, payload)
-        self.lose_sync()
         try:
+            cursor, record = self._cursor, self._open
+            if resync is not None:
+                cursor, record = self._rebuild(seq, resync)
+            if cursor is None or cursor.seq != seq:
+                raise TxDrop(Counter.TX_DROP_WRONG_SEQ)
+            walked = self._walk(cursor, payload)
+            self.lose_sync()
             record, plaintext = self._seal(cursor, walked, record, payload)
+            if not self._sent.admit(seq, payload):
+                raise TxDrop(Counter.TX_DROP_NONCE_REUSE)
+        except TxDrop as drop:
+            self.history.note(Happened.DROPPED, seq, why=drop.counter.name.lower())
+            raise
         except FAULTS as error:
+            self.lose_sync()
+            self.history.note(Happened.DROPPED, seq, why=Counter.TX_DROP_CRYPTO.name.lower())
             raise TxDrop(Counter.TX_DROP_CRYPTO, repr(error)) from error
         self._cursor, self._open = walked.after, record
         self.packets += 1
+        self.bytes += plaintext
         self.records += len(walked.ends)
         self.resyncs += resync is not None
         return TxResult(len(walked.ends), plaintext)
@@ -94,6 +125,7 @@ class TxContext:
     def wipe(self) -> None:
         """Overwrite all secrets; the context drops every packet from now on."""
         self.lose_sync()
+        self._sent.clear()
         self._key.wipe()
         self._fmt.wipe()
         self.params.wipe()
@@ -107,6 +139,7 @@ class TxContext:
             "seq": cursor.seq if cursor else None,
             "record": cursor.number if cursor else None,
             "packets": self.packets,
+            "bytes": self.bytes,
             "records": self.records,
             "resyncs": self.resyncs,
         }
@@ -126,6 +159,7 @@ class TxContext:
         prefix = memoryview(resync.prefix)
         if (resync.record_seq + len(prefix)) & SEQ_MASK != seq:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION, "the prefix does not end where the packet starts")
+        self.history.note(Happened.REBUILT, resync.record_seq, resync.rcd_sn, f"prefix of {len(prefix)} bytes")
         start = Cursor(resync.record_seq, resync.rcd_sn)
         if not prefix:
             return start, None
@@ -133,11 +167,10 @@ class TxContext:
         if walked.ends:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION, "the prefix is longer than its record")
         record = SealingRecord(self._fmt, self._key, resync.rcd_sn)
-        try:
-            record.feed(prefix, memoryview(bytearray(len(prefix))))
-        except FAULTS as error:
-            self.lose_sync()
-            raise TxDrop(Counter.TX_DROP_CRYPTO, repr(error)) from error
+        encrypted = memoryview(bytearray(prefix))
+        record.feed(prefix, encrypted)
+        if self._sent.differs(resync.record_seq, encrypted):
+            raise TxDrop(Counter.TX_DROP_NONCE_REUSE, "the prefix is not what was sent")
         return walked.after, record
 
     def _seal(
