@@ -86,6 +86,12 @@ class NicProcess:
         contexts: list[dict[str, Any]] = self.ask("contexts")["nics"][index]
         return contexts
 
+    def history(self, flow: str | None = None, index: int = 0) -> list[dict[str, Any]]:
+        """The same, each with its last events; `flow` as in nicdev.edge.watch."""
+        chosen = {} if flow is None else {"flow": flow}
+        contexts: list[dict[str, Any]] = self.ask("history", **chosen)["nics"][index]
+        return contexts
+
     @contextlib.contextmanager
     def faults(self, text: str, index: int = 0) -> Iterator[None]:
         """A fault scenario (TOML, docs/faults.md) for the time of the block. Raises SetupError for a bad one."""

@@ -165,15 +165,16 @@ class DeviceFaults(Faults):
         """Take away the packet's question, or give it one that waited."""
         question = {name: getattr(result, name) for name in NO_QUESTION}
         if question != NO_QUESTION:
+            about = result.guess if result.ask is None else result.ask
             selector = self._striking(flow, (Action.LOSE_REQUEST, Action.DELAY_REQUEST))
             if selector is None:
                 return result
             if selector.rule.action is Action.LOSE_REQUEST or len(flow.requests) >= MAX_WAITING:
                 self._stats.add(Counter.FAULT_REQUESTS_LOST)
-                context.history.note(Happened.FAULT, why="request lost")
+                context.history.note(Happened.FAULT, about, why="request lost")
             else:
                 self._stats.add(Counter.FAULT_REQUESTS_DELAYED)
-                context.history.note(Happened.FAULT, why="request held back")
+                context.history.note(Happened.FAULT, about, why="request held back")
                 flow.requests.append((self._due(selector.rule, flow), question))
             return result._replace(**NO_QUESTION)
         if flow.requests and self._over(flow.requests[0][0], flow):

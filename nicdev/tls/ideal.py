@@ -86,8 +86,9 @@ class IdealContext(Grounds):
             return _UNTOUCHED
         ahead = self._ahead
         if ahead is None:
-            gap = signed(seq - cursor.seq)
-            self.history.note(Happened.GAP, cursor.seq, cursor.number, f"{gap} bytes missing" if gap > 0 else "overlap")
+            if gap := signed(seq - cursor.seq):
+                kind = f"{gap} bytes missing" if gap > 0 else "overlap"
+                self.history.note(Happened.GAP, cursor.seq, cursor.number, kind)
             ahead, cursor = self._begin(cursor)
             self._ahead, self._cursor = ahead, cursor
         try:

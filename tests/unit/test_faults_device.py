@@ -114,6 +114,9 @@ def test_desync_of_rx_comes_back_by_a_resync() -> None:
     assert bench.answer(3) == abi.Status.OK
     assert bench.flags(3, 4) == [DECRYPTED, DECRYPTED]
     assert bench.nic.stats[Counter.FAULT_DESYNCED] == 1
+    ((_, _, context),) = bench.nic.table
+    forced = context.history.events[0]
+    assert forced[2:] == ("forced", START + 2 * SIZE, 2, "desync 1")
 
 
 def test_desync_of_tx_drops_and_tells_and_leaves_by_a_resync() -> None:
@@ -179,6 +182,8 @@ def test_lost_requests() -> None:
     talk = Talk(rule("lose-request", "nth = 2", "count = 2"))
     assert [talk.packet(number) for number in range(5)] == [0, None, None, 3, 4]
     assert talk.stats[Counter.FAULT_REQUESTS_LOST] == 2
+    noted = [event[2:] for event in talk.context.history.events]
+    assert noted == [("fault", START + number * SIZE, None, "request lost") for number in (1, 2)]
 
 
 @pytest.mark.parametrize("unit", ["packets", "records", "ms"])
@@ -191,6 +196,7 @@ def test_delayed_request_rides_on_a_later_packet(unit: str) -> None:
     asked += [talk.packet(number) for number in range(1, 6)]
     assert asked == [None, None, None, 0, None, None]
     assert talk.stats[Counter.FAULT_REQUESTS_DELAYED] == 1
+    assert [event[2:] for event in talk.context.history.events] == [("fault", START, None, "request held back")]
 
 
 def test_lost_answer() -> None:
@@ -200,6 +206,7 @@ def test_lost_answer() -> None:
     talk.packet(3)
     assert talk.answered() == [2]
     assert talk.stats[Counter.FAULT_ANSWERS_LOST] == 1
+    assert [event[2:] for event in talk.context.history.events] == [("fault", START + SIZE, 1, "answer lost")]
 
 
 @pytest.mark.parametrize("unit", ["packets", "records", "ms"])
@@ -214,6 +221,7 @@ def test_delayed_answer_takes_effect_before_a_later_packet(unit: str) -> None:
     early = unit != "ms"  # the third packet comes two milliseconds after the first
     assert seen == [[]] * (3 - early) + [[1]] * (2 + early)
     assert talk.stats[Counter.FAULT_ANSWERS_DELAYED] == 1
+    assert [event[2:] for event in talk.context.history.events] == [("fault", START + SIZE, 1, "answer held back")]
 
 
 def test_records_are_counted_several_to_a_packet() -> None:
