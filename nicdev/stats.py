@@ -80,6 +80,7 @@ class Counter(IntEnum):
     RX_TLS_RESYNC_STARTED = auto()  # asynchronous resync attempts: opened, ended with a guess, abandoned
     RX_TLS_RESYNC_GUESSED = auto()
     RX_TLS_RESYNC_CANCELLED = auto()
+    TX_DROP_NONCE_REUSE = auto()  # would put other ciphertext where some was sent: two plaintexts under one nonce
     FAULT_CUT = auto()  # packets more, since the fault director cut large ones to wire size
 
 

@@ -31,6 +31,7 @@ _CONTENT_TYPES: Final = {
     TlsVersion.TLS_1_2: frozenset(range(20, 25)),  # change_cipher_spec to heartbeat
     TlsVersion.TLS_1_3: frozenset((23,)),  # RFC 8446 5.2: opaque_type is always application_data
 }
+_ANY_TYPE: Final = frozenset(range(256))
 
 
 class RecordFormat:
@@ -41,14 +42,17 @@ class RecordFormat:
 
     __slots__ = ("_fixed_iv", "_overhead", "_types", "_version", "max_length", "min_length", "prefix")
 
-    def __init__(self, version: TlsVersion, cipher: Cipher, fixed_iv: bytearray) -> None:
-        """`fixed_iv` is taken over, not copied: salt (4) where nonces are explicit, else salt and iv (12)."""
+    def __init__(self, version: TlsVersion, cipher: Cipher, fixed_iv: bytearray, any_type: bool = False) -> None:
+        """`fixed_iv` is taken over, not copied: salt (4) where nonces are explicit, else salt and iv (12).
+
+        `any_type`: the header's content type is the sender's choice; else it must be one of the version's.
+        """
         explicit = NONCE_LEN - len(fixed_iv)
         inner_type = 1 if version is TlsVersion.TLS_1_3 else 0
         if (explicit == 8) != (version is TlsVersion.TLS_1_2 and cipher is not Cipher.CHACHA20_POLY1305):
             raise ValueError("length of the fixed nonce part does not belong to this version and cipher")
         self._version = version
-        self._types = _CONTENT_TYPES[version]
+        self._types = _ANY_TYPE if any_type else _CONTENT_TYPES[version]
         self._fixed_iv = fixed_iv
         self._overhead = explicit + TAG_LEN
         self.prefix = HEADER_LEN + explicit
