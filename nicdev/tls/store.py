@@ -42,7 +42,7 @@ class Store:
         self._blobs: list[bytes] = []
         self.size = 0
 
-    def missing(self, at: int, data: bytes) -> list[tuple[int, int]] | None:
+    def missing(self, at: int, data: bytes | memoryview) -> list[tuple[int, int]] | None:
         """The ranges of `data`, which starts at `at`, that are not here; None if what is here differs."""
         starts, blobs = self._starts, self._blobs
         end = at + len(data)
