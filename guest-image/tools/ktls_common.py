@@ -47,10 +47,15 @@ def tls_stat_report(before):
     return {"before": before, "after": after, "delta": delta}
 
 
+def error_name(error):
+    """EBADMSG and the like."""
+    return errno.errorcode.get(error.errno, str(error.errno))
+
+
 def explain(error):
     """An OSError as something a test can compare."""
     if isinstance(error, OSError):
-        return {"errno": errno.errorcode.get(error.errno, str(error.errno)), "message": str(error)}
+        return {"errno": error_name(error), "message": str(error)}
     return {"errno": None, "message": f"{type(error).__name__}: {error}"}
 
 

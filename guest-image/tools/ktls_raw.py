@@ -12,20 +12,27 @@ whose members override it; all connections run at once, each in a thread. The la
     timeout: seconds until a blocked call fails with EAGAIN (default 60)
     ss: false to do without asking `ss` how the socket is offloaded
     options: {"TCP_MAXSEG": 536, "SO_SNDBUF": 65536, ...} set before connecting
+    first_seq: TCP's sequence number of the SYN, if it is this side that connects
     steps: a list of
         {"do": "install", "dirs": ["tx", "rx"]}     switch these to TLS, in this order; without such a step, done first
                                                     for every key given
-        {"do": "send", "size": n, "write": n, "more": bool}    "more": MSG_MORE on all writes but the last
+        {"do": "send", "size": n, "write": n, "more": bool, "how": ...}    "more": MSG_MORE on all writes but the last;
+                                                    "how": see SENDERS of ktls_calls.py
         {"do": "sendfile", "size": n, "write": n}  the same stream, out of a file
+        {"do": "overwrite", "at": n, "data": hex}   change that file
+        {"do": "refused", "flags": n, "errno": name}    sending a byte with these MSG_... must fail so
         {"do": "record", "kind": n, "data": hex}    one control record
-        {"do": "recv", "size": n}                  application data; control records on the way are noted
+        {"do": "recv", "size": n, "read": n, "how": ...}    application data; control records on the way are noted;
+                                                    "how": see RECEIVERS of ktls_calls.py
+        {"do": "recv_aside", "size": n}             the same, while the next steps are done; until the last of them
         {"do": "recv_record"}                       wait for one control record
         {"do": "send_clear", "data": hex}, {"do": "recv_clear", "size": n}    before "install"; not counted
         {"do": "eof"}                               the peer must end without more data
         {"do": "shutdown"}                          no more to send
         {"do": "close"}, {"do": "reset"}
         {"do": "wait"}  all connections meet here: {"event": "waiting"}; go on after a line on stdin
-        {"do": "option", "name": ..., "value": n}   as under "options"; also TLS_TX_ZEROCOPY_RO, TLS_RX_EXPECT_NO_PAD
+        {"do": "refused_option", "name": ..., "value": n, "errno": name}
+        {"do": "option", "name": ..., "value": n}   as under "options"; also those of TLS_OPTIONS
 
 "tx" is what this program sends, "rx" what it receives. `seconds` runs from the end of the set-up to the last step.
 """
@@ -40,17 +47,25 @@ import sys
 import threading
 import time
 
-from ktls_common import explain, say, sha256, stream, tls_stat, tls_stat_report
+from ktls_calls import RECEIVERS, SENDERS
+from ktls_common import error_name, explain, say, sha256, stream, tls_stat, tls_stat_report
 
 # include/uapi/linux/tls.h and tcp.h
 SOL_TLS = 282
 TCP_ULP = 31
 DIRECTIONS = {"tx": 1, "rx": 2}
-TLS_OPTIONS = {"TLS_TX_ZEROCOPY_RO": 3, "TLS_RX_EXPECT_NO_PAD": 4}
+TLS_OPTIONS = {  # number, type of the value
+    "TLS_TX_ZEROCOPY_RO": (3, "=I"),
+    "TLS_RX_EXPECT_NO_PAD": (4, "=I"),
+    "TLS_TX_MAX_PAYLOAD_LEN": (5, "=H"),  # Linux 7.2
+}
 TLS_SET_RECORD_TYPE, TLS_GET_RECORD_TYPE = 1, 2
 TLS_1_2_VERSION = 0x0303
 APPLICATION_DATA = 23
 CIPHERS = {"aes-128-gcm": (51, 16), "aes-256-gcm": (52, 32)}
+
+# include/uapi/linux/tcp.h
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_SEND_QUEUE = 19, 20, 21, 2
 
 FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6, "mapped": socket.AF_INET6}
 CONTROL_SPACE = socket.CMSG_SPACE(1)
@@ -67,11 +82,30 @@ def crypto_info(cipher, key, salt, iv, rec_seq):
 
 def set_option(sock, name, value):
     if name in TLS_OPTIONS:
-        sock.setsockopt(SOL_TLS, TLS_OPTIONS[name], value)
+        number, form = TLS_OPTIONS[name]
+        sock.setsockopt(SOL_TLS, number, struct.pack(form, value))
     else:
         sock.setsockopt(
             socket.IPPROTO_TCP if name.startswith("TCP_") else socket.SOL_SOCKET, getattr(socket, name), value
         )
+
+
+def set_first_seq(sock, number):
+    """Only a socket under repair may be told (tcp_setsockopt); it may not stay so, or it connects without a word."""
+    steps = ((TCP_REPAIR, 1), (TCP_REPAIR_QUEUE, TCP_SEND_QUEUE), (TCP_QUEUE_SEQ, number), (TCP_REPAIR, 0))
+    for option, value in steps:
+        sock.setsockopt(socket.IPPROTO_TCP, option, struct.pack("=I", value))
+
+
+def refused(errno, call):
+    """The call must fail with this error."""
+    try:
+        call()
+    except OSError as error:
+        if error_name(error) == errno:
+            return
+        raise
+    raise ValueError(f"the kernel does not say {errno}")
 
 
 class Connection:
@@ -87,8 +121,11 @@ class Connection:
             return sum(step["size"] for step in self.steps if step["do"] in verbs)
 
         self.outgoing = memoryview(stream(job.get("seed", ""), total("send", "sendfile")))
-        self.incoming = memoryview(bytearray(total("recv")))
+        self.incoming = memoryview(bytearray(total("recv", "recv_aside")))
+        self.timeout = float(job.get("timeout", 60))
         self.sent = self.received = 0
+        self.source = None  # the stream as a file, once somebody wants it
+        self.aside = None  # receives while other steps are done
         self.installed = False
         self.result = {"ok": False, "records": []}
 
@@ -96,11 +133,13 @@ class Connection:
         job = self.job
         sock = socket.socket(FAMILIES[job.get("family", "4")], socket.SOCK_STREAM)
         # Kernel timeouts rather than settimeout(), which would make the socket non-blocking.
-        limit = struct.pack("@ll", int(job.get("timeout", 60)), 0)
+        limit = struct.pack("@ll", int(self.timeout), 0)
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             sock.setsockopt(socket.SOL_SOCKET, option, limit)
         for name, value in job.get("options", {}).items():
             set_option(sock, name, value)
+        if "first_seq" in job:
+            set_first_seq(sock, job["first_seq"])
         if "connect" in job:
             sock.connect(tuple(job["connect"]))
             return sock
@@ -127,6 +166,7 @@ class Connection:
                     getattr(self, "do_" + step["do"])(**arguments)
                     if step["do"] == "install":
                         began = time.monotonic()
+                self.join()
                 result["seconds"] = time.monotonic() - began
             result["ok"] = True
         except Exception as error:  # noqa: BLE001 - whatever it is, the result line tells it
@@ -160,43 +200,78 @@ class Connection:
                 return dict(re.findall(r"([rt]xconf): *(\S+)", line))
         return {}
 
-    def do_send(self, size, write=1 << 20, more=False):
-        end = self.sent + size
-        while self.sent < end:
-            piece = self.outgoing[self.sent : min(self.sent + write, end)]
-            last = self.sent + len(piece) == end
-            self.sent += self.socket.send(piece, socket.MSG_MORE if more and not last else 0)
+    def do_send(self, size, write=1 << 20, more=False, how="plain"):
+        sender = SENDERS["more" if more else how]
+        sender(self, self.outgoing[self.sent : self.sent + size], write)
+        self.sent += size
+
+    def file(self):
+        """A descriptor of the stream as a file."""
+        if self.source is None:
+            self.source = os.memfd_create("stream")
+            os.write(self.source, self.outgoing)
+        return self.source
 
     def do_sendfile(self, size, write=1 << 20):
         end = self.sent + size
-        file = os.memfd_create("stream")
-        try:
-            os.write(file, self.outgoing[:end])
-            while self.sent < end:
-                self.sent += os.sendfile(self.socket.fileno(), file, self.sent, min(write, end - self.sent))
-        finally:
-            os.close(file)
+        while self.sent < end:
+            self.sent += os.sendfile(self.socket.fileno(), self.file(), self.sent, min(write, end - self.sent))
+
+    def do_overwrite(self, at, data):
+        os.pwrite(self.file(), bytes.fromhex(data), at)
+
+    def do_refused(self, flags, errno):
+        refused(errno, lambda: self.socket.send(b"x", flags))
+
+    def do_refused_option(self, name, value, errno):
+        refused(errno, lambda: set_option(self.socket, name, value))
 
     def do_record(self, kind, data):
         self.socket.sendmsg([bytes.fromhex(data)], [(SOL_TLS, TLS_SET_RECORD_TYPE, bytes([kind]))])
 
-    def receive(self, buffer):
+    def receive(self, buffer, flags=0):
         """One call: (record type, bytes read). A clear socket has no record types and counts as application data."""
-        size, control, _, _ = self.socket.recvmsg_into([buffer], CONTROL_SPACE)
+        size, control, _, _ = self.socket.recvmsg_into([buffer], CONTROL_SPACE, flags)
         for level, name, value in control:
             if (level, name) == (SOL_TLS, TLS_GET_RECORD_TYPE) and value[0] != APPLICATION_DATA:
                 self.result["records"].append({"kind": value[0], "data": bytes(buffer[:size]).hex()})
                 return value[0], size
         return APPLICATION_DATA, size
 
-    def do_recv(self, size):
-        end = self.received + size
-        while self.received < end:
-            kind, got = self.receive(self.incoming[self.received : end])
+    def take(self, buffer, flags=0):
+        """Application data of one call into `buffer`; control records on the way are noted."""
+        while True:
+            kind, got = self.receive(buffer, flags)
             if kind == APPLICATION_DATA:
                 if got == 0:
-                    raise EOFError(f"the peer ended {end - self.received} bytes early")
+                    raise EOFError(f"the peer ended {len(buffer)} bytes early")
                 self.received += got
+                return got
+
+    def do_recv(self, size, read=1 << 30, how="plain"):
+        end = self.received + size
+        RECEIVERS[how](self, self.incoming[self.received : end], read)
+        self.received = end
+
+    def do_recv_aside(self, size):
+        def receive():
+            try:
+                self.do_recv(size)
+            except Exception as error:  # noqa: BLE001 - told by `join`
+                failed.append(error)
+
+        failed = []
+        thread = threading.Thread(target=receive)
+        self.aside = thread, failed
+        thread.start()
+
+    def join(self):
+        """Until what is received aside has come."""
+        if self.aside is not None:
+            thread, failed = self.aside
+            thread.join()
+            if failed:
+                raise failed[0]
 
     def do_recv_record(self):
         kind, size = self.receive(memoryview(bytearray(1 << 14)))

@@ -11,6 +11,7 @@ certificate made for the run. JOB is one JSON object; lines of JSON come back: {
     keylog: (openssl) file to which the session's secrets are appended in NSS format
     seed: names the stream that is sent; timeout: seconds for any one blocking call (default 60)
     options: {"TCP_MAXSEG": n, ...} set before connecting or listening
+    first_seq: TCP's sequence number of the SYN, if it is this side that connects
     spoil: (raw) {"k": spot} flips a bit of the k-th record sent, counted from 0; spots: rawtls.SPOTS
     steps: list of {"do": verb, ...}, see the methods do_* of Session
 """
@@ -35,12 +36,13 @@ from typing import Any, Final, Protocol
 from testbed.peers.certificate import self_signed
 from testbed.peers.flowkeys import DirectionKeys
 from testbed.peers.rawtls import APPLICATION_DATA, MAX_PLAINTEXT, Opener, RecordError, Sealer
-from testbed.peers.stream import stream
+from testbed.peers.stream import BLOCK, stream
 
 RECEIVE: Final = 1 << 18
 POLL: Final = 0.0005  # seconds between looks at the socket's output queue
 SIOCOUTQ: Final = 0x5411  # bytes not yet acknowledged (tcp(7))
 SIOCOUTQNSD: Final = 0x894B  # bytes not yet sent (linux/sockios.h)
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_SEND_QUEUE = 19, 20, 21, 2  # linux/tcp.h
 
 
 class Channel(Protocol):
@@ -223,6 +225,14 @@ class Session:
         while size:
             size -= len(self._take(min(size, RECEIVE)))
 
+    def do_recv_blocks(self, size: int) -> None:
+        """Receive `size` bytes as whole blocks of the stream in any order; they count as if they came in order."""
+        while len(self.surplus) < size and not self.ended:
+            self._pull()
+        blocks = [bytes(self.surplus[start : start + BLOCK]) for start in range(0, min(size, len(self.surplus)), BLOCK)]
+        self.surplus[:size] = b"".join(sorted(blocks))
+        self._take(size)
+
     def do_recv_clear(self, size: int) -> None:
         """Receive `size` bytes that come before the first record; they do not count as received."""
         while size:
@@ -298,6 +308,13 @@ def say(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
+def set_first_seq(sock: socket.socket, number: int) -> None:
+    """Only a socket under repair may be told (tcp_setsockopt); it may not stay so, or it connects without a word."""
+    steps = ((TCP_REPAIR, 1), (TCP_REPAIR_QUEUE, TCP_SEND_QUEUE), (TCP_QUEUE_SEQ, number), (TCP_REPAIR, 0))
+    for option, value in steps:
+        sock.setsockopt(socket.IPPROTO_TCP, option, struct.pack("=I", value))
+
+
 def open_socket(job: dict[str, Any]) -> socket.socket:
     """The connected TCP socket."""
     host, port = job["connect"] if "connect" in job else job["listen"]
@@ -306,6 +323,8 @@ def open_socket(job: dict[str, Any]) -> socket.socket:
     for name, value in job.get("options", {}).items():
         level = socket.IPPROTO_TCP if name.startswith("TCP_") else socket.SOL_SOCKET
         sock.setsockopt(level, getattr(socket, name), value)
+    if "first_seq" in job:
+        set_first_seq(sock, job["first_seq"])
     if "connect" in job:
         sock.connect((host, port))
         return sock

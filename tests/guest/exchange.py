@@ -46,9 +46,9 @@ def send(size: int, **how: Any) -> Step:
     return {"do": "send", "size": size, **how}
 
 
-def recv(size: int) -> Step:
+def recv(size: int, **how: Any) -> Step:
     """Step: receive `size` bytes of the stream."""
-    return {"do": "recv", "size": size}
+    return {"do": "recv", "size": size, **how}
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Seen:
         for case, guest, peer in zip(self.cases, self.guest, self.peers, strict=True):
             assert guest["ok"], self.account(case.seed)
             assert peer["ok"], self.account(case.seed)
-            sent, received = case.size("send", "sendfile"), case.size("recv")
+            sent, received = case.size("send", "sendfile"), case.size("recv", "recv_aside")
             assert peer["sha256_received"] == sha256_of(case.seed, sent), self.account(case.seed)
             assert guest["sha256_received"] == sha256_of(case.seed, received), self.account(case.seed)
 
@@ -183,7 +183,7 @@ class Seen:
         for case, wire in zip(self.cases, self.wires, strict=True):
             for name in case.dirs:
                 assert wire[name].keys == "fixed"
-                sent = case.size("send", "sendfile") if name == "tx" else case.size("recv")
+                sent = case.size("send", "sendfile") if name == "tx" else case.size("recv", "recv_aside")
                 assert wire[name].sha256 == sha256_of(case.seed, sent), case.seed
                 assert wire[name].records > 0
 
@@ -257,20 +257,30 @@ def disturbed(bed: Bed, commands: Sequence[str]) -> Iterator[None]:
         bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "root"])
 
 
-def _tell_tx(bed: Bed, name: str) -> None:
+def _tell(bed: Bed, **names: str) -> None:
     hellos = bed.ethtool()["hello"]
-    bed.nic.ask("personality", tx=name)
-    wait_until(lambda: bed.ethtool()["hello"] > hellos, f"the driver hears of {name}")
+    bed.nic.ask("personality", **names)
+    wait_until(lambda: bed.ethtool()["hello"] > hellos, f"the driver hears of {names}")
 
 
 @contextmanager
 def tx_personality(bed: Bed, name: str) -> Iterator[None]:
     """The driver answers disorder in this way; "rebuild", the default, afterwards."""
-    _tell_tx(bed, name)
+    _tell(bed, tx=name)
     try:
         yield
     finally:
-        _tell_tx(bed, "rebuild")
+        _tell(bed, tx="rebuild")
+
+
+@contextmanager
+def rx_personality(bed: Bed, name: str) -> Iterator[None]:
+    """The contexts that are made meanwhile find their place in this way; "ideal", the default, afterwards."""
+    _tell(bed, rx=name)
+    try:
+        yield
+    finally:
+        _tell(bed, rx="ideal")
 
 
 @contextmanager
