@@ -1,6 +1,8 @@
 """A NIC and a guest, connected and configured: what demonstrations and guest tests stand on.
 
 guest eth0 198.51.100.2, 2001:db8:1::2  --  NIC  --  wire0 198.51.100.1, 2001:db8:1::1  (namespace of the NIC)
+
+A guest may have several NICs, each a process of its own: eth1 leads to wire1 in the same namespace, and so on.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from testbed.vm.agent import GuestAgent
 from testbed.vm.guest import Guest
 from testbed.vm.qemu import Machine, VhostUserNic
 from testbed.vm.runtime import RuntimeFolder
-from testbed.wire.namespace import INTERFACE, Wire
+from testbed.wire.namespace import Wire
 
 GUEST4, WIRE4 = "198.51.100.2", "198.51.100.1"
 GUEST6, WIRE6 = "2001:db8:1::2", "2001:db8:1::1"
 TOOLS: Final = "/opt/tlsnic/tools"
 QUEUES: Final = 2
-MAC: Final = "52:54:00:12:34:56"
+MACS: Final = tuple(f"52:54:00:12:34:{number:x}" for number in range(0x56, 0x60))
 
 
 def configure_guest(agent: GuestAgent, interface: str = "eth0") -> None:
@@ -40,12 +42,13 @@ def configure_guest(agent: GuestAgent, interface: str = "eth0") -> None:
 
 @dataclasses.dataclass
 class Bed:
-    """A running NIC with its guest. Made by `running`."""
+    """A running NIC with its guest. Made by `running`. `others` are the NICs behind eth1 and so on."""
 
     nic: NicProcess
     guest: Guest
     wire: Wire
     folder: Path
+    others: tuple[NicProcess, ...] = ()
 
     @property
     def agent(self) -> GuestAgent:
@@ -89,10 +92,12 @@ def running(
     name: str = "guest",
     mtu: int = 1500,
     wire: Wire | None = None,
+    nics: int = 1,
 ) -> Iterator[Bed]:
     """Start NIC and guest, configure the network, and end both afterwards. Raises SetupError, BootFailed.
 
-    The NIC makes a namespace of its own, unless it is to work in the one of `wire`.
+    The NIC makes a namespace of its own, unless it is to work in the one of `wire`. Several NICs need that; where they
+    meet is the caller's business, and so are the addresses there.
     """
     with ExitStack() as stack:
         runtime = RuntimeFolder()
@@ -101,14 +106,21 @@ def running(
         log = BUILD / "log" / f"{name}.nic"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        port = f"tap:name={INTERFACE},address={WIRE4}/24,address={WIRE6}/64,mtu={mtu}"
-        if wire:
-            port += ",netns=current"
-        nic = NicProcess([folder / "nic"], port, log, ["--queues", str(queues), *nic_arguments], wire)
-        stack.enter_context(nic)
-        attached = VhostUserNic(str(nic.sockets[0]), queues=queues, mac=MAC, mtu=None if mtu == 1500 else mtu)
-        machine = change(dataclasses.replace(assets.machine, nics=(attached,), name=name))
+        namespace = ",netns=current" if wire else ""
+        addresses = f",address={WIRE4}/24,address={WIRE6}/64" if nics == 1 else ""
+        processes: list[NicProcess] = []
+        for number in range(nics):
+            port = f"tap:name=wire{number},mtu={mtu}{addresses}{namespace}"
+            path = folder / f"nic{number}"
+            process = NicProcess([path], port, log, ["--queues", str(queues), *nic_arguments], wire)
+            processes.append(stack.enter_context(process))
+        attached = tuple(
+            VhostUserNic(str(process.sockets[0]), queues=queues, mac=mac, mtu=None if mtu == 1500 else mtu)
+            for process, mac in zip(processes, MACS, strict=False)
+        )
+        machine = change(dataclasses.replace(assets.machine, nics=attached, name=name))
         guest = stack.enter_context(Guest(machine, note=say))
         if machine.driver != "none":
             configure_guest(guest.agent)
-        yield Bed(nic, guest, wire or Wire(nic.pid), folder)
+        nic, *others = processes
+        yield Bed(nic, guest, wire or Wire(nic.pid), folder, tuple(others))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from testbed.bed import GUEST4, TOOLS, WIRE4
+from testbed.bed import GUEST4, MACS, TOOLS, WIRE4
 from testbed.nic import NicProcess
 from testbed.setup import Assets
 from testbed.stages import BUILD, say
@@ -23,7 +23,6 @@ from testbed.vm.qemu import VhostUserNic
 from testbed.vm.runtime import RuntimeFolder
 
 FAR: Final = "far"
-MACS: Final = ("52:54:00:12:34:56", "52:54:00:12:34:57")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ def running_pair(assets: Assets, *, nic_arguments: Sequence[str] = (), name: str
         log.write_bytes(b"")
         nic = NicProcess([runtime.path / "near", runtime.path / "far"], "pair", log, nic_arguments)
         stack.enter_context(nic)
-        attached = tuple(VhostUserNic(str(path), mac=mac) for path, mac in zip(nic.sockets, MACS, strict=True))
+        attached = tuple(VhostUserNic(str(path), mac=mac) for path, mac in zip(nic.sockets, MACS, strict=False))
         guest = stack.enter_context(Guest(dataclasses.replace(assets.machine, nics=attached, name=name), note=say))
         near = Side(guest.agent, nic, 0, "eth0", GUEST4)
         far = Side(guest.agent, nic, 1, "eth1", WIRE4, ("ip", "netns", "exec", FAR))
