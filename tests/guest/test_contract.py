@@ -1,0 +1,292 @@
+"""The agreement between kernel, driver and device, point by point: what each is told, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import TCP
+from scapy.layers.l2 import Ether
+
+from testbed.bed import GUEST4, WIRE4, Bed
+from testbed.peers.peer import Peer
+from testbed.wire.pcapfile import frames
+from tests.guest.conftest import wait_until
+from tests.guest.exchange import (
+    BOTH,
+    CIPHERS,
+    EOF,
+    RECORD_OVERHEAD,
+    SHUTDOWN,
+    WAIT,
+    Case,
+    Running,
+    Step,
+    exchange,
+    recv,
+    rx_case,
+    send,
+    traced,
+    tx_case,
+    tx_personality,
+)
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
+
+SIZE = 200_000
+RECORD = 1000
+# enum tls_offload_ctx_dir (include/net/tls.h)
+DIRECTIONS = {"rx": 0, "tx": 1}
+
+# -- contexts ----------------------------------------------------------------------------------------------------------
+
+NOT_CONNECTED = f"""
+import errno, json, socket
+def attempt(s):
+    try: s.setsockopt(socket.IPPROTO_TCP, 31, b"tls")
+    except OSError as error: return errno.errorcode[error.errno]
+    return "accepted"
+connecting = socket.socket()
+connecting.setblocking(False)
+connecting.connect_ex(("198.51.100.77", 9))
+print(json.dumps([attempt(s) for s in (socket.socket(), socket.create_server(("{GUEST4}", 0)), connecting)]))
+"""
+
+
+@pytest.mark.conformance(1)
+def test_a_socket_without_a_connection_gets_no_tls(bed: Bed) -> None:
+    """New, listening, still connecting: the kernel refuses, and the device hears nothing of it."""
+    before = bed.nic.stats()
+    answers = bed.agent.run(["python3", "-c", NOT_CONNECTED]).text
+    assert json.loads(answers) == ["ENOTCONN"] * 3
+    after = bed.nic.stats()
+    assert (after["ctx_tx_added"], after["ctx_rx_added"]) == (before["ctx_tx_added"], before["ctx_rx_added"])
+
+
+def initial_seqs(path: Path) -> dict[int, int]:
+    """The first sequence number of either end of each connection in a capture, by its port."""
+    segments = [Ether(bytes(frame))[TCP] for frame in frames(path) if TCP in Ether(bytes(frame))]
+    return {segment.sport: segment.seq for segment in segments if "S" in segment.flags}
+
+
+@pytest.mark.conformance(9)
+@pytest.mark.conformance(11)
+@pytest.mark.conformance(14)
+@pytest.mark.conformance(16)
+def test_contexts_begin_where_the_stream_turns_into_records(bed: Bed, capture_path: Path) -> None:
+    """The kernel names direction, first record and its place; the wire agrees; the device needs no other word."""
+    out, back = bytes.fromhex("c1ea") * 150, bytes.fromhex("ea5e") * 250
+    guest: list[Step] = [
+        {"do": "send_clear", "data": out.hex()},
+        {"do": "recv_clear", "size": len(back)},
+        {"do": "install", "dirs": list(BOTH)},
+        send(SIZE, write=3000),
+        recv(SIZE),
+    ]
+    peer: list[Step] = [
+        {"do": "recv_clear", "size": len(out)},
+        {"do": "send_clear", "data": back.hex()},
+        recv(SIZE),
+        send(SIZE, records=[3000]),
+    ]
+    cases = [
+        Case(f"begins {family} {cipher}", guest, peer, cipher=cipher, family=family, rec_seq=number,
+             tx_start=len(out), rx_start=len(back))
+        for number, (family, cipher) in enumerate((f, c) for f in ("4", "6", "mapped") for c in CIPHERS)
+    ]  # fmt: skip
+    with traced(bed, "tls:tls_device_offload_set") as lines:
+        seen = exchange(bed, cases, capture_path)
+    seen.offloaded()
+    told = []
+    for line in lines:
+        match = re.search(r"direction=(\d+) tcp_seq=(\d+) rec_no=(\d+) ret=(-?\d+)", line)
+        assert match
+        direction, place, number, refused = map(int, match.groups())
+        assert refused == 0
+        # for rx the tracepoint takes any key for one of 128 bits: its number may be part of the key
+        told.append((direction, place, number if direction == DIRECTIONS["tx"] else None))
+    first = initial_seqs(capture_path)
+    expected = []
+    for case, tool in zip(cases, seen.guest, strict=True):
+        tx, rx = first[tool["local"][1]] + 1 + len(out), first[tool["remote"][1]] + 1 + len(back)
+        expected += [(DIRECTIONS["tx"], tx % 2**32, case.rec_seq), (DIRECTIONS["rx"], rx % 2**32, None)]
+    assert set(told) == set(expected)
+    assert len(told) == len(expected)
+    # A first packet elsewhere would have come with a resync.
+    again = sum(stream.retransmitted_bytes for stream in seen.streams("tx"))
+    assert seen.driver["tx_tls_resync"] == 0 or again > 0
+    assert seen.nic["ctx_deleted"] == 2 * len(cases)
+
+
+INSTALL_TWICE = """
+import errno, json, socket, struct, sys
+version, address = json.loads(sys.argv[1])
+def install(which, key):
+    info = struct.pack("=HH", version, 51) + bytes(8) + key * 16 + b"salt" + bytes(8)
+    try: s.setsockopt(282, which, info)
+    except OSError as error: return errno.errorcode[error.errno]
+    return "accepted"
+s = socket.create_connection(tuple(address))
+s.setsockopt(socket.IPPROTO_TCP, 31, b"tls")
+print(json.dumps([install(which, key) for key in (b"1", b"2") for which in (1, 2)]))
+"""
+
+
+@pytest.mark.parametrize("version", [0x0303, 0x0304], ids=["1.2", "1.3"])
+@pytest.mark.conformance(82)
+def test_no_offloaded_socket_gets_another_key(bed: Bed, version: int) -> None:
+    """TLS 1.2: refused. TLS 1.3, where some kernels take one, stays with the software from the start."""
+    before, stat = bed.nic.stats(), bed.tls_stat()
+    with Peer(bed.wire, "raw", {"listen": [WIRE4, 0], "steps": [EOF]}) as peer:
+        done = bed.agent.run(["python3", "-c", INSTALL_TWICE, json.dumps([version, [WIRE4, peer.port]])])
+        assert peer.result()["ok"]
+    answers = json.loads(done.text)
+    after = bed.nic.stats()
+    added = [after[name] - before[name] for name in ("ctx_tx_added", "ctx_rx_added")]
+    told = {name: count - stat[name] for name, count in bed.tls_stat().items() if count != stat[name]}
+    assert answers[:2] == ["accepted", "accepted"]
+    if version == 0x0303:
+        assert answers[2:] == ["EBUSY", "EBUSY"]
+        assert added == [1, 1]
+        assert told["TlsTxDevice"] == told["TlsRxDevice"] == 1
+    else:
+        assert added == [0, 0]
+        assert told["TlsTxSw"] == told["TlsRxSw"] == 1
+        assert "TlsTxDevice" not in told
+        assert "TlsRxDevice" not in told
+
+
+TABLE_FULL = """
+seed = 3
+[tx]
+segments = "wire"
+drop = 0.03
+[rx]
+segments = "wire"
+drop = 0.03
+[[rule]]
+action = "refuse-add"
+status = "table-full"
+direction = "tx"
+count = "all"
+[[rule]]
+action = "refuse-add"
+status = "table-full"
+direction = "rx"
+count = "all"
+"""
+
+
+@pytest.mark.parametrize("personality", ["rebuild", "next-record"])
+@pytest.mark.conformance(8)
+@pytest.mark.conformance(42)
+def test_a_connection_that_the_table_had_no_room_for_is_never_resynchronised(
+    bed: Bed, capture_path: Path, personality: str
+) -> None:
+    """Segments are lost in both directions, and nobody asks or tells anything about it."""
+    cases = [
+        tx_case("full out", send(2 * SIZE, write=5000), size=2 * SIZE),
+        rx_case("full in", send(2 * SIZE, records=[5000]), size=2 * SIZE),
+    ]
+    with tx_personality(bed, personality), bed.nic.faults(TABLE_FULL):
+        seen = exchange(bed, cases, capture_path)
+    seen.arrived()
+    seen.wire_is_encrypted()
+    assert seen.tls_stat["TlsTxSw"] == seen.tls_stat["TlsRxSw"] == 1
+    assert seen.nic["fault_dropped"] > 0
+    assert seen.nic["fault_adds_refused"] == seen.driver["tls_add_failed"] == 2
+    resyncs = {name: n for counts in (seen.driver, seen.nic) for name, n in counts.items() if "resync" in name and n}
+    assert resyncs == {}
+    assert seen.nic["rx_tls_asked"] == seen.driver["tx_tls_ooo"] == 0
+
+
+# -- marks -------------------------------------------------------------------------------------------------------------
+
+WITHHELD = 7
+WITHHOLD = f"""
+[[rule]]
+action = "withhold-verdict"
+record = {WITHHELD}
+count = "all"
+"""
+
+
+@pytest.mark.conformance(5)
+@pytest.mark.conformance(39)
+def test_a_packet_is_marked_if_and_only_if_the_device_says_so(bed: Bed, capture_path: Path) -> None:
+    """One record to a packet. The device is silent about one, and that one alone the kernel decrypts itself."""
+    size = 20 * RECORD
+    steps = send(size, records=[RECORD], writes=[RECORD + RECORD_OVERHEAD], apart=True)
+    cases = [rx_case(f"marks {cipher}", steps, size=size, cipher=cipher) for cipher in CIPHERS]
+    with bed.nic.faults(WITHHOLD), traced(bed, "tls:tls_device_decrypted") as lines:
+        seen = exchange(bed, cases, capture_path)
+    seen.arrived()
+    seen.kernel_offloads()
+    found = [re.search(r"rec_no=(\d+) len=(\d+) encrypted=(\d) decrypted=(\d)", line) for line in lines]
+    told = sorted(tuple(int(number) for number in match.groups()) for match in found if match)
+    length = RECORD + RECORD_OVERHEAD
+    assert told == sorted(
+        (number, length, int(number == WITHHELD), int(number != WITHHELD)) for number in range(20) for _ in cases
+    )
+    assert seen.driver["rx_tls_decrypted_packets"] == 19 * len(cases)
+
+
+# -- packets that no lawful stack sends --------------------------------------------------------------------------------
+
+
+@contextmanager
+def sequence_number(bed: Bed, number: int) -> Iterator[None]:
+    """Below TCP and above the driver, every TCP segment over IPv4 gets this sequence number."""
+    rule = "egress protocol ip u32 match u8 6 0xff at 9 action pedit munge offset 24 u32 set"
+    bed.agent.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+    try:
+        bed.agent.run(["tc", "filter", "add", "dev", "eth0", *rule.split(), str(number % 2**32)])
+        yield
+    finally:
+        bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+
+
+def moved(bed: Bed, capture_path: Path, shift: int, before: int, counter: str) -> None:
+    """`before` bytes are acknowledged; then packets come `shift` bytes from the expected place, until `counter` counts.
+
+    They are dropped. What TCP repeats afterwards makes everything good.
+    """
+    first = [send(before, write=5000), recv(1)] if before else []
+    answer = [recv(before), send(1)] if before else []
+    guest = [{"do": "install", "dirs": ["tx"]}, *first, WAIT, send(SIZE, write=5000), SHUTDOWN]
+    case = Case(f"moved {shift}", guest, [*answer, recv(SIZE), EOF], dirs=("tx",))
+
+    def meanwhile(running: Running) -> None:
+        running.guest_waits()
+        (context,) = bed.nic.contexts()
+        count = bed.ethtool()[counter]
+        with sequence_number(bed, context["seq"] + shift):
+            running.go_on()
+            wait_until(lambda: bed.ethtool()[counter] > count, counter)
+
+    seen = exchange(bed, [case], capture_path, meanwhile)
+    seen.arrived()
+    seen.wire_is_encrypted()
+    assert seen.driver["tx_tls_skip_no_sync_data"] == 0
+
+
+@pytest.mark.parametrize("personality", ["rebuild", "next-record"])
+@pytest.mark.conformance(85)
+@pytest.mark.conformance(114)
+def test_a_packet_whose_record_is_gone_is_dropped(bed: Bed, capture_path: Path, personality: str) -> None:
+    """Its place was acknowledged long ago: there is nothing left to encrypt it with."""
+    with tx_personality(bed, personality):
+        moved(bed, capture_path, -SIZE // 2, SIZE, "tx_tls_drop_no_sync_data")
+
+
+@pytest.mark.parametrize("personality", ["rebuild", "next-record"])
+@pytest.mark.conformance(85)
+@pytest.mark.conformance(115)
+def test_a_packet_that_begins_before_the_offload_is_dropped(bed: Bed, capture_path: Path, personality: str) -> None:
+    """Half of it would be data from before, half records: no software sends that, and it cannot be told apart."""
+    with tx_personality(bed, personality):
+        moved(bed, capture_path, -10, 0, "tx_tls_drop_bypass_req")
