@@ -27,6 +27,7 @@ from tests.guest.exchange import (
     recv,
     send,
     traced,
+    tx_case,
     tx_personality,
 )
 
@@ -42,6 +43,12 @@ DISORDERS = {
     "reorder": REORDER,
     "duplicates": netem("duplicate 10%"),
 }
+LOST_BEHIND = """
+seed = 5
+[tx]
+segments = "wire"
+drop = 0.05
+"""
 ROOMY = {"options": {"SO_RCVBUF": 4 * ROUND, "SO_SNDBUF": 4 * ROUND}}
 
 
@@ -115,3 +122,20 @@ def test_the_device_comes_back(bed: Bed, capture_path: Path, name: str, segments
     assert after["tx_tls_records"] == records
     assert driver["tx_tls_encrypted_bytes"] == seen.nic["tx_tls_bytes"]
     assert driver["tx_tls_encrypted_bytes"] <= sum(stream.bytes for stream in seen.streams("tx"))
+
+
+@pytest.mark.conformance(48)
+@pytest.mark.conformance(49)
+def test_repetitions_leave_the_device_where_it_is(bed: Bed, capture_path: Path) -> None:
+    """Segments are lost behind the device: software encrypts them again, the device all that is new, as if in order."""
+    size = 1 << 20
+    cases = [tx_case(f"behind {cipher}", send(size, write=4000), size=size, cipher=cipher) for cipher in CIPHERS]
+    with tx_personality(bed, "next-record"), bed.nic.faults(LOST_BEHIND):
+        seen = exchange(bed, cases, capture_path)
+    seen.arrived()
+    seen.wire_is_encrypted()
+    seen.kernel_offloads()
+    driver = seen.driver
+    assert driver["tx_tls_ooo"] == driver["tx_tls_fallback"] > 10
+    assert driver["tx_tls_resync_req"] == driver["tx_tls_resync"] == driver["tx_tls_device_drop"] == 0
+    assert seen.nic["tx_tls_bytes"] == sum(stream.bytes for stream in seen.streams("tx"))

@@ -29,6 +29,11 @@ from tests.guest.rounds import RECORDS_PER_ROUND, ROUND, Rounds, echo_cases, off
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 DRIVER = "/opt/tlsnic/tlsnic.ko"
+WHOLE_CHECKSUMS = """
+seed = 1
+[rx]
+segments = "wire"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +199,9 @@ def test_rx_checksum_off_loses_no_packet_of_a_live_context(bed: Bed, tmp_path: P
         rounds.end()
         assert not features(bed)["tls-hw-rx-offload"]
         before = csum_errors(bed)
-        off = rounds.whole()
+        # as on a cable: a frame from the tap says "not summed yet", which the stack believes
+        with bed.nic.faults(WHOLE_CHECKSUMS):
+            off = rounds.whole()
         # TCP may repeat one
         assert off["tx_tls_records"] >= off["rx_tls_records"] >= 2 * RECORDS_PER_ROUND
         assert csum_errors(bed) == before

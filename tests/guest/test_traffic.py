@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
+from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
     ASKED,
@@ -261,4 +262,5 @@ def test_64_connections_at_once(bed: Bed, capture_path: Path) -> None:
     seen = exchange(bed, cases, capture_path, look)
     seen.offloaded()
     assert contexts == [2 * count]
+    wait_until(lambda: not bed.nic.contexts(), "the device deletes them")
     assert current[0]["TlsCurrTxDevice"] == current[0]["TlsCurrRxDevice"] == count
