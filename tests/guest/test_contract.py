@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import TCP
+from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from testbed.bed import GUEST4, WIRE4, Bed
 from testbed.peers.peer import Peer
 from testbed.wire.pcapfile import frames
+from testbed.wire.reassembly import Stream, reassemble
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     BOTH,
@@ -67,10 +68,9 @@ def test_a_socket_without_a_connection_gets_no_tls(bed: Bed) -> None:
     assert (after["ctx_tx_added"], after["ctx_rx_added"]) == (before["ctx_tx_added"], before["ctx_rx_added"])
 
 
-def initial_seqs(path: Path) -> dict[int, int]:
-    """The first sequence number of either end of each connection in a capture, by its port."""
-    segments = [Ether(bytes(frame))[TCP] for frame in frames(path) if TCP in Ether(bytes(frame))]
-    return {segment.sport: segment.seq for segment in segments if "S" in segment.flags}
+def streams_of(path: Path) -> dict[int, Stream]:
+    """All streams of a capture, by the port of their sender."""
+    return {stream.source.port: stream for connection in reassemble(frames(path)) for stream in connection.streams}
 
 
 @pytest.mark.conformance(9)
@@ -109,11 +109,14 @@ def test_contexts_begin_where_the_stream_turns_into_records(bed: Bed, capture_pa
         assert refused == 0
         # for rx the tracepoint takes any key for one of 128 bits: its number may be part of the key
         told.append((direction, place, number if direction == DIRECTIONS["tx"] else None))
-    first = initial_seqs(capture_path)
+    streams = streams_of(capture_path)
     expected = []
     for case, tool in zip(cases, seen.guest, strict=True):
-        tx, rx = first[tool["local"][1]] + 1 + len(out), first[tool["remote"][1]] + 1 + len(back)
-        expected += [(DIRECTIONS["tx"], tx % 2**32, case.rec_seq), (DIRECTIONS["rx"], rx % 2**32, None)]
+        tx, rx = (streams[tool[end][1]].first for end in ("local", "remote"))
+        assert tx is not None
+        assert rx is not None
+        expected.append((DIRECTIONS["tx"], (tx + len(out)) % 2**32, case.rec_seq))
+        expected.append((DIRECTIONS["rx"], (rx + len(back)) % 2**32, None))
     assert set(told) == set(expected)
     assert len(told) == len(expected)
     # A first packet elsewhere would have come with a resync.
@@ -202,6 +205,48 @@ def test_a_connection_that_the_table_had_no_room_for_is_never_resynchronised(
     resyncs = {name: n for counts in (seen.driver, seen.nic) for name, n in counts.items() if "resync" in name and n}
     assert resyncs == {}
     assert seen.nic["rx_tls_asked"] == seen.driver["tx_tls_ooo"] == 0
+
+
+# -- the wire ----------------------------------------------------------------------------------------------------------
+
+REFUSE_ALL = "".join(
+    f'[[rule]]\naction = "refuse-add"\ndirection = "{direction}"\ncount = "all"\n' for direction in BOTH
+)
+
+
+def manners(path: Path) -> set[tuple[object, ...]]:
+    """How the guest's segments look besides numbers, sizes and times: type of service, TTL, flags, options."""
+    packets = [Ether(bytes(frame)) for frame in frames(path)]
+    return {
+        (packet[IP].tos, packet[IP].ttl, str(packet[IP].flags), "S" in packet[TCP].flags,
+         tuple(name for name, _ in packet[TCP].options if name not in ("NOP", "SAck")))
+        for packet in packets
+        if TCP in packet and IP in packet and packet[IP].src == GUEST4
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.conformance(124)
+def test_the_wire_does_not_tell_who_encrypts(bed: Bed, tmp_path: Path, cipher: str) -> None:
+    """The same connections twice, with the device and without: the same bytes, in segments that look the same."""
+    alert = {"do": "record", "kind": 21, "data": "0100"}
+    cases = [
+        tx_case("small", send(SIZE, write=100), size=SIZE, cipher=cipher, rec_seq=7),
+        tx_case("large", send(SIZE, write=16384), size=SIZE, cipher=cipher, rec_seq=1 << 40),
+        tx_case("larger than records", send(SIZE), size=SIZE, cipher=cipher),
+        tx_case("more", send(SIZE, write=999, more=True), alert, send(10), size=SIZE + 10, cipher=cipher),
+    ]
+    offloaded = exchange(bed, cases, tmp_path / "offloaded.pcap")
+    offloaded.offloaded()
+    with bed.nic.faults(REFUSE_ALL):
+        software = exchange(bed, cases, tmp_path / "software.pcap")
+    software.arrived()
+    assert software.tls_stat["TlsTxSw"] == len(cases)
+    assert software.nic["tx_tls_packets"] == 0
+    streams = [streams_of(tmp_path / f"{name}.pcap") for name in ("offloaded", "software")]
+    for case, first, second in zip(cases, offloaded.guest, software.guest, strict=True):
+        assert streams[0][first["local"][1]].data == streams[1][second["local"][1]].data, case.seed
+    assert manners(tmp_path / "offloaded.pcap") == manners(tmp_path / "software.pcap")
 
 
 # -- marks -------------------------------------------------------------------------------------------------------------
