@@ -84,6 +84,7 @@ def through_disorder(
     return seen, after
 
 
+@pytest.mark.conformance(55)
 @pytest.mark.conformance(27)
 @pytest.mark.conformance(44)
 @pytest.mark.conformance(47)

@@ -109,6 +109,7 @@ def test_up_and_down_again_and_again(bed: Bed, tmp_path: Path) -> None:
     seen.wire_is_encrypted()
 
 
+@pytest.mark.conformance(2)
 @pytest.mark.conformance(128)
 @pytest.mark.conformance(129)
 def test_feature_flags_are_for_new_sockets_only(bed: Bed, tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ def test_queues_change_under_live_sockets(bed: Bed, tmp_path: Path) -> None:
     seen.kernel_offloads()
 
 
+@pytest.mark.conformance(6)
 def test_ethtool_knows_the_nic(bed: Bed) -> None:
     def ask(option: str) -> str:
         return bed.agent.run(["ethtool", option, "eth0"]).text
@@ -295,6 +297,8 @@ MANY = (
 )
 
 
+@pytest.mark.conformance(13)
+@pytest.mark.conformance(14)
 def test_two_hundred_sockets_leave_nothing_behind(bed: Bed) -> None:
     count = 200
     with bed.wire.popen(["python3", "-c", SINK], stdout=subprocess.PIPE) as sink:

@@ -239,7 +239,6 @@ def single_segments(pair: PairBed) -> Iterator[None]:
 @pytest.mark.conformance(59)
 @pytest.mark.conformance(61)
 @pytest.mark.conformance(75)
-@pytest.mark.conformance(102)
 @pytest.mark.conformance(106)
 @pytest.mark.usefixtures("software_sender", "single_segments")
 @pytest.mark.parametrize(
@@ -255,7 +254,6 @@ def test_segments_in_disorder(pair: PairBed, personality: str, write: int, disor
 
 
 @pytest.mark.conformance(56)
-@pytest.mark.conformance(60)
 @pytest.mark.usefixtures("software_sender", "single_segments")
 def test_large_records_in_disorder(pair: PairBed) -> None:
     """Most lost segments hold no header: the device leaves the rest of the record alone and goes on at the next."""

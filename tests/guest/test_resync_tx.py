@@ -117,7 +117,6 @@ def test_five_percent_of_wire_segments_are_lost(bed: Bed, capture_path: Path) ->
 
 @pytest.mark.conformance(45)
 @pytest.mark.conformance(46)
-@pytest.mark.conformance(124)
 def test_what_is_sent_twice_is_the_same_twice(bed: Bed, capture_path: Path) -> None:
     """Nothing is acknowledged for a while, so TCP repeats what has arrived: the wire shows the copies, all equal."""
     cases = [

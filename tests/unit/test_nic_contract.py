@@ -170,7 +170,6 @@ def test_rx_of_any_other_tuple_is_nobodys(field: str, value: object) -> None:
     assert flags_of(receive(nic, wire)[0]) == DECRYPTED, "the flow itself stands where it stood"
 
 
-@pytest.mark.conformance(28)
 @pytest.mark.conformance(118)
 def test_tx_goes_by_the_handle_whatever_the_tuple() -> None:
     """Below TCP, somebody translates addresses and ports: still the connection's key and number."""

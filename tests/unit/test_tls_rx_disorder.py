@@ -118,7 +118,6 @@ def test_late_packet_resumes_a_lost_context() -> None:
 
 
 @ALL_SUITES
-@pytest.mark.conformance(78)
 @pytest.mark.conformance(80)
 def test_hint_at_a_packet_start(suite: Suite) -> None:
     records = stream(suite, [60] * 6)

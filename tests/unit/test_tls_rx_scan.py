@@ -150,8 +150,6 @@ def test_sequence_numbers_wrap_while_scanning() -> None:
     assert wire.marks((410, 500), (500, 600)) == "-D"
 
 
-@pytest.mark.conformance(68)
-@pytest.mark.conformance(69)
 @pytest.mark.conformance(77)
 def test_attempt_opens_with_the_match_and_ends_when_it_has_proven_itself() -> None:
     wire = link(ASYNC, small())
@@ -166,13 +164,11 @@ def test_attempt_opens_with_the_match_and_ends_when_it_has_proven_itself() -> No
     assert wire.marks((620, 700), (700, 800)) == "-D"
 
 
-@pytest.mark.conformance(70)
 def test_attempt_that_breaks_is_cancelled_and_another_opens() -> None:
     wire = link(ASYNC, small())
     assert [said(wire.packet(a, b)) for a, b in ((130, 220), (340, 410), (410, 520))] == ["S", "C", "S"]
 
 
-@pytest.mark.conformance(70)
 def test_attempt_is_cancelled_when_the_missing_packet_arrives() -> None:
     records = stream(GCM_1_2, [71, 16000, 16000, 71, 71, 71, 71])
     wire = link(ASYNC, records, no_sync=False)

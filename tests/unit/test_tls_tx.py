@@ -230,6 +230,7 @@ def test_no_sync_context_drops_until_resync() -> None:
     assert send(tx, SEQ + 7, records.framed[7:], Resync(SEQ, 5, records.framed[:7])) == records.wire[7:]
 
 
+@pytest.mark.conformance(55)
 @ALL_SUITES
 def test_bad_extension_drops_and_changes_nothing(suite: Suite) -> None:
     records = stream(suite, [30, 30])
