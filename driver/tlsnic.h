@@ -179,7 +179,7 @@ struct tlsnic_ctx {
 	/* rx only */
 	struct sock *sk;		/* until tls_dev_del; to ask the stack */
 	bool attempt;			/* @async is open, and without a guess */
-
+	u32 attempt_bytes;		/* that came since it was opened */
 	enum tls_offload_sync_type sync_type;	/* rx only, set once */
 	struct tls_offload_resync_async async;	/* the stack's, for that type */
 
@@ -386,8 +386,9 @@ void tlsnic_resync_init(struct tlsnic_ctx *ctx, struct sock *sk);
 void tlsnic_resync_stop(struct tlsnic_ctx *ctx);
 void tlsnic_resync_cancel(struct tlsnic_ctx *ctx);
 void tlsnic_resync_question(struct tlsnic_ctx *ctx,
-			    const struct tlsnic_rx_tls *tls);
-int tlsnic_resync_answer(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn);
+			    const struct tlsnic_rx_tls *tls, u32 frame);
+int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
+			 u64 rcd_sn);
 
 /* tlsnic_ethtool.c */
 extern const struct ethtool_ops tlsnic_ethtool_ops;

@@ -239,7 +239,7 @@ static int tlsnic_tls_resync(struct net_device *dev, struct sock *sk, u32 seq,
 	memcpy(&rcd_sn, rcd_sn_be, sizeof(rcd_sn));
 	if (direction == TLS_OFFLOAD_CTX_DIR_TX)
 		return tlsnic_tx_resync(ctx, seq, be64_to_cpu(rcd_sn));
-	return tlsnic_resync_answer(ctx, seq, be64_to_cpu(rcd_sn));
+	return tlsnic_resync_answer(ctx, sk, seq, be64_to_cpu(rcd_sn));
 }
 
 static const struct tlsdev_ops tlsnic_tlsdev_ops = {

@@ -18,13 +18,17 @@
  * the stack meets them first. They need the socket, which is there from
  * tls_dev_add until tls_dev_del, and ctx->lock, since NAPI may be at it then.
  */
+#include <linux/tcp.h>
+
 #include "tlsnic.h"
 
 /*
  * The stack counts the records of an open attempt in 16 bits and complains when
- * they are used up. A device that does not end an attempt forgot about it.
+ * they are used up. A device that does not end an attempt forgot about it. The
+ * bytes that came since are the measure: the stack may read them at any time,
+ * and no record of these ciphers is shorter than 29 of them.
  */
-#define TLSNIC_ATTEMPT_RECORDS	0x8000
+#define TLSNIC_ATTEMPT_BYTES	(512 << 10)
 
 static enum tls_offload_sync_type
 tlsnic_sync_type(const struct tlsnic_ctx *ctx)
@@ -80,16 +84,22 @@ void tlsnic_resync_stop(struct tlsnic_ctx *ctx)
 	spin_unlock_bh(&ctx->lock);
 }
 
-/* One attempt at a time: every start is followed by an end or a skip. Under lock. */
-static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len)
+/*
+ * One attempt at a time: every start is followed by an end or a skip. @frame is
+ * the length of the frame that comes with it. Under lock.
+ */
+static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len,
+			   u32 frame)
 {
 	struct tlsnic_priv *priv = ctx->priv;
 
+	ctx->attempt_bytes += frame;
 	if (flags & (TLSNIC_RX_F_RESYNC_START | TLSNIC_RX_F_RESYNC_CANCEL) ||
-	    READ_ONCE(ctx->async.rcd_delta) > TLSNIC_ATTEMPT_RECORDS)
+	    ctx->attempt_bytes > TLSNIC_ATTEMPT_BYTES)
 		tlsnic_attempt_cancel(ctx);
 	if (flags & TLSNIC_RX_F_RESYNC_START) {
 		ctx->attempt = true;
+		ctx->attempt_bytes = frame;
 		tlsnic_resync_start(ctx->sk, &ctx->async, cpu_to_be32(seq),
 				    min_t(u32, len, U16_MAX));
 		tlsnic_inc(priv, rx_tls_resync_req_start);
@@ -100,9 +110,9 @@ static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len)
 	}
 }
 
-/* What the device asks about a context, if anything. NAPI. */
+/* What the device asks about a context, if anything, with a frame. NAPI. */
 void tlsnic_resync_question(struct tlsnic_ctx *ctx,
-			    const struct tlsnic_rx_tls *tls)
+			    const struct tlsnic_rx_tls *tls, u32 frame)
 {
 	u32 seq = le32_to_cpu(tls->resync_seq);
 
@@ -117,7 +127,7 @@ void tlsnic_resync_question(struct tlsnic_ctx *ctx,
 					      cpu_to_be32(seq + TLS_HEADER_SIZE - 1));
 	else if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ_ASYNC)
 		tlsnic_attempt(ctx, tls->flags, seq,
-			       le32_to_cpu(tls->resync_len));
+			       le32_to_cpu(tls->resync_len), frame);
 unlock:
 	spin_unlock(&ctx->lock);
 }
@@ -132,14 +142,33 @@ static void tlsnic_resync_done(struct tlsnic_priv *priv,
 		tlsnic_inc(priv, rx_tls_resync_res_ok);
 }
 
+/*
+ * Where the record starts that the stack hints at, @seq by its own account.
+ * The stack hints when it has read a record and finds either more data behind
+ * it, or none (tls_device_core_ctrl_rx_resync()). In the latter case it takes
+ * copied_seq for the end of that record, which since Linux 6.0 it is only if
+ * the parser had to copy the record. Else it is its start.
+ */
+static u32 tlsnic_hinted_seq(struct sock *sk, u32 seq)
+{
+	const struct tls_strparser *strp = &tls_sw_ctx_rx(tls_get_ctx(sk))->strp;
+
+	if (seq == tcp_sk(sk)->copied_seq && !strp->copy_mode)
+		seq += strp->stm.full_len;
+	return seq;
+}
+
 /* Record @rcd_sn starts at @seq; tell the device without sleeping */
-int tlsnic_resync_answer(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
+int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
+			 u64 rcd_sn)
 {
 	struct tlsnic_rx_resync body = { .rcd_sn = cpu_to_le64(rcd_sn) };
 	struct tlsnic_cmd *cmd;
 
 	if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ)
 		seq -= TLS_HEADER_SIZE - 1;
+	else if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT)
+		seq = tlsnic_hinted_seq(sk, seq);
 	body.tcp_seq = cpu_to_le32(seq);
 	cmd = tlsnic_command(TLSNIC_OP_RX_RESYNC, &body, sizeof(body), 0,
 			     GFP_ATOMIC);

@@ -200,7 +200,7 @@ static bool tlsnic_rx_verdict(struct tlsnic_priv *priv, struct sk_buff *skb,
 				le32_to_cpu(tls->generation), TLSNIC_DIR_RX);
 	if (ctx && (tls->flags & TLSNIC_RX_F_QUESTION ||
 		    READ_ONCE(ctx->attempt)))
-		tlsnic_resync_question(ctx, tls);
+		tlsnic_resync_question(ctx, tls, skb->len);
 	rcu_read_unlock();
 	if (!(tls->flags & TLSNIC_RX_F_DECRYPTED))
 		return true;
