@@ -1,6 +1,6 @@
 # `make help` lists the targets. Set-up is testbed/bootstrap; everything it makes is under build/ and .venv/.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-guest conformance mutants setup driver driver-check image shell tcpdump fmt clean
+.PHONY: help run demo test check test-guest conformance mutants bench bench-full setup driver driver-check image shell tcpdump fmt clean
 
 export KERNEL ACCEL QEMU KERNELS
 PY := .venv/bin/python
@@ -11,7 +11,7 @@ RUN := setpriv --pdeathsig TERM -- $(PY)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: KERNEL=6.1|6.12|7.2  ACCEL=kvm|tcg  QEMU=system|trixie|bookworm|PATH"
-	@echo "           ARGS=... (tcpdump, pytest, conformance, mutants)  KERNELS=\"6.1 7.2\" (conformance)"
+	@echo "           ARGS=... (tcpdump, pytest, conformance, mutants, bench)  KERNELS=\"6.1 7.2\" (conformance)"
 	@echo "Missing Debian packages are installed by apt-get, as root or through sudo; nothing else needs root."
 
 run: ## demonstration, then a shell in the guest (needs nothing beforehand)
@@ -39,6 +39,12 @@ conformance: setup driver-check ## which items of the kernel's checklist hold, o
 
 mutants: ## break device and driver on purpose, and see the tests notice; writes build/mutants.json
 	@$(HOST) && exec $(RUN) -m tests.mutants $(ARGS)
+
+bench: ## measure (15 minutes); a table, and build/bench.json. ARGS="--only GROUP,...", "--list", "--smoke"
+	@$(HOST) && exec $(RUN) -m bench $(ARGS)
+
+bench-full: ## measure everything, with more rounds
+	@$(HOST) && exec $(RUN) -m bench --full $(ARGS)
 
 setup: ## prepare host, guest image, driver and QEMU
 	@testbed/bootstrap

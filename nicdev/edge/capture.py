@@ -57,6 +57,7 @@ class Capture:
             options=options,
         )
         self._writer.write_block(block)
+        self._file.flush()  # whoever reads along, through a FIFO perhaps, sees it now
 
     def close(self) -> None:
         """Flush and close the file."""

@@ -1,0 +1,1 @@
+"""Figures with their targets, and the anchors that they are held against. See docs/performance.md."""

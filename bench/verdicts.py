@@ -1,0 +1,129 @@
+"""The device's own account of what it encrypted and decrypted, packet by packet: its capture, read along from a FIFO.
+
+The kernel tells by tracepoints which records it found wholly decrypted. Here the same is counted a second time, from
+the packets that passed between NIC and guest, each with the device's verdict. Of bytes that passed several times the
+first copy counts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from pcapng import FileScanner, blocks
+
+from nicdev.wire.frame import parse
+from testbed.bed import Bed
+from testbed.errors import BedError
+
+SETTLE_SECONDS: Final = 60
+DONE: Final = {"tx": " encrypted", "rx": " decrypted"}
+_JUDGED: Final = {"tx": "wire0", "rx": "host0"}  # the view of a packet that has the verdict: the second
+_DIRECTIONS: Final = {"outbound": "tx", "inbound": "rx"}
+_MARK: Final = (b"\x01", b"\x02")
+
+
+@dataclass
+class Flow:
+    """One direction of a connection: TCP sequence number and length of every packet with data, and who did it."""
+
+    packets: list[tuple[int, int, bool]] = field(default_factory=list)
+
+    def records_by_device(self, ends: Sequence[int]) -> list[bool]:
+        """Of each record, whether the device did every byte; `ends` are the offsets behind them, the first is at 0."""
+        base = self.packets[0][0]
+        offsets = [(seq - base + (1 << 31)) % (1 << 32) - (1 << 31) for seq, _, _ in self.packets]
+        origin = min(offsets)
+        marks = bytearray(ends[-1])  # 0: not seen, 1: left alone, 2: by the device
+        for offset, (_, length, by_device) in zip(offsets, self.packets, strict=True):
+            low, high = offset - origin, min(offset - origin + length, ends[-1])
+            seen = marks[low:high]
+            marks[low:high] = (
+                bytes(mark or 1 + by_device for mark in seen) if any(seen) else _MARK[by_device] * len(seen)
+            )
+        return [marks.count(2, start, end) == end - start for start, end in zip((0, *ends), ends, strict=False)]
+
+
+class _Stream:
+    """A FIFO that knows how far it was read, as python-pcapng wants to hear."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._at = 0
+
+    def read(self, size: int) -> bytes:
+        """As of any file."""
+        data = self._file.read(size)
+        self._at += len(data)
+        return data
+
+    def tell(self) -> int:
+        """Bytes read so far."""
+        return self._at
+
+
+class Verdicts:
+    """Reads the capture that a NIC writes to `path`, a FIFO that is made here."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path, 0o600)
+        self.path = path
+        self._counts: Counter[str] = Counter()
+        self._flows: dict[tuple[str, int], Flow] = {}
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with open(self.path, "rb") as file:
+            for block in FileScanner(_Stream(file)):
+                if isinstance(block, blocks.EnhancedPacket):
+                    self._packet(block)
+
+    def _packet(self, block: Any) -> None:
+        options = block.options
+        direction = _DIRECTIONS[options["epb_flags"].inout]
+        frame = memoryview(bytearray(block.packet_data))
+        parsed = parse(frame)
+        judged = block.interface.options["if_name"] == _JUDGED[direction]
+        with self._lock:
+            self._counts[direction] += not judged
+            if not judged or parsed is None or parsed.payload == parsed.end:
+                return
+            port = parsed.dport if direction == "tx" else parsed.sport
+            flow = self._flows.setdefault((direction, port), Flow())
+            by_device = DONE[direction] in options.get("opt_comment", "")
+            flow.packets.append((parsed.seq, parsed.end - parsed.payload, by_device))
+
+    @contextmanager
+    def watching(self, bed: Bed) -> Iterator[dict[tuple[str, int], Flow]]:
+        """What passes during the block, by direction and the peer's port; the dictionary is filled when it ends."""
+        self._catch_up(bed)
+        with self._lock:
+            self._flows.clear()
+        found: dict[tuple[str, int], Flow] = {}
+        yield found
+        self._catch_up(bed)
+        with self._lock:
+            found |= self._flows
+            self._flows = {}
+
+    def _catch_up(self, bed: Bed) -> None:
+        """Until all that the NIC has counted was read, but for the verdict on the last packet, which has no data."""
+        stats = bed.nic.stats()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            with self._lock:
+                counts = Counter(self._counts)
+            if counts["tx"] >= stats["tx_packets"] and counts["rx"] >= stats["rx_wire_packets"]:
+                return
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise BedError(f"the NIC's capture shows {dict(counts)} packets, its counters more")
+            time.sleep(0.05)
