@@ -101,7 +101,7 @@ def test_contexts_begin_where_the_stream_turns_into_records(bed: Bed, capture_pa
     with traced(bed, "tls:tls_device_offload_set") as lines:
         seen = exchange(bed, cases, capture_path)
     seen.offloaded()
-    told = []
+    told: list[tuple[int, int, int | None]] = []
     for line in lines:
         match = re.search(r"direction=(\d+) tcp_seq=(\d+) rec_no=(\d+) ret=(-?\d+)", line)
         assert match
@@ -110,7 +110,7 @@ def test_contexts_begin_where_the_stream_turns_into_records(bed: Bed, capture_pa
         # for rx the tracepoint takes any key for one of 128 bits: its number may be part of the key
         told.append((direction, place, number if direction == DIRECTIONS["tx"] else None))
     streams = streams_of(capture_path)
-    expected = []
+    expected: list[tuple[int, int, int | None]] = []
     for case, tool in zip(cases, seen.guest, strict=True):
         tx, rx = (streams[tool[end][1]].first for end in ("local", "remote"))
         assert tx is not None
@@ -280,19 +280,74 @@ def test_a_packet_is_marked_if_and_only_if_the_device_says_so(bed: Bed, capture_
     assert seen.driver["rx_tls_decrypted_packets"] == 19 * len(cases)
 
 
-# -- packets that no lawful stack sends --------------------------------------------------------------------------------
+# -- gaps, and packets that no lawful stack sends ----------------------------------------------------------------------
+
+SEQ_AT = 24  # of the TCP sequence number in an IPv4 packet without options
 
 
 @contextmanager
-def sequence_number(bed: Bed, number: int) -> Iterator[None]:
-    """Below TCP and above the driver, every TCP segment over IPv4 gets this sequence number."""
-    rule = "egress protocol ip u32 match u8 6 0xff at 9 action pedit munge offset 24 u32 set"
+def egress(bed: Bed, rule: str) -> Iterator[None]:
+    """Between TCP and the driver, TCP segments over IPv4 meet this rule of `tc`: more of a u32 match, and an action."""
     bed.agent.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
     try:
-        bed.agent.run(["tc", "filter", "add", "dev", "eth0", *rule.split(), str(number % 2**32)])
+        words = f"filter add dev eth0 egress protocol ip u32 match u8 6 0xff at 9 {rule}"
+        bed.agent.run(["tc", *words.split()])
         yield
     finally:
         bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+
+
+@pytest.mark.conformance(50)
+@pytest.mark.conformance(51)
+@pytest.mark.conformance(52)
+@pytest.mark.conformance(53)
+@pytest.mark.conformance(54)
+@pytest.mark.conformance(55)
+def test_between_a_gap_and_the_answer_the_device_is_left_alone(bed: Bed, capture_path: Path) -> None:
+    """Of one record's segments the first gets lost above the driver. Every other one is a gap, and one asks.
+
+    The kernel answers with the next record. Until then all is software's, also the lost segment when TCP repeats it:
+    it is what the device expects, but the stack has been asked.
+    """
+    first, large, last = 5 * RECORD, 16384, 16000
+    guest: list[Step] = [send(first, write=RECORD), recv(1), WAIT, send(large), recv(1), WAIT, send(last), SHUTDOWN]
+    peer: list[Step] = [recv(first), send(1), recv(large), send(1), recv(last), EOF]
+    place: list[int] = []
+
+    def meanwhile(running: Running) -> None:
+        running.guest_waits()
+        (context,) = bed.nic.contexts()
+        place.append(context["seq"])
+        before, device = bed.ethtool(), bed.nic.stats()
+        with egress(bed, f"match u32 {context['seq']} 0xffffffff at {SEQ_AT} action trap"):
+            running.go_on()
+            wait_until(lambda: bed.ethtool()["tx_tls_resync_req"] > before["tx_tls_resync_req"], "the gap is seen")
+        running.guest_waits()
+        after = bed.ethtool()
+        assert bed.nic.stats()["tx_tls_packets"] == device["tx_tls_packets"]
+        (context,) = bed.nic.contexts()
+        assert context["seq"] == place[0]
+        assert after["tx_tls_fallback"] - before["tx_tls_fallback"] >= large // 1500
+        assert after["tx_tls_resync_req"] == before["tx_tls_resync_req"] + 1
+        running.go_on()
+
+    case = Case("gap", guest, peer, dirs=("tx",))
+    limit = ["ip", "link", "set", "dev", "eth0", "gso_max_segs"]
+    bed.agent.run([*limit, "1"])
+    try:
+        with tx_personality(bed, "next-record"), traced(bed, "tls:*") as lines:
+            seen = exchange(bed, [case], capture_path, meanwhile)
+    finally:
+        bed.agent.run([*limit, "65535"])
+    seen.arrived()
+    seen.wire_is_encrypted()
+    request, answer = (dict(re.findall(r"(\w+)=(\d+)", line)) for line in lines if "tx_resync" in line)
+    assert int(request["exp_tcp_seq"]) == place[0]
+    assert 0 < (int(request["tcp_seq"]) - place[0]) % 2**32 < large
+    assert int(answer["tcp_seq"]) == (place[0] + large + RECORD_OVERHEAD) % 2**32
+    assert int(answer["rec_no"]) == first // RECORD + 1
+    assert seen.driver["tx_tls_resync"] == seen.nic["tx_tls_resync"] == 1
+    assert seen.nic["tx_tls_records"] == first // RECORD + 1
 
 
 def moved(bed: Bed, capture_path: Path, shift: int, before: int, counter: str) -> None:
@@ -309,7 +364,7 @@ def moved(bed: Bed, capture_path: Path, shift: int, before: int, counter: str) -
         running.guest_waits()
         (context,) = bed.nic.contexts()
         count = bed.ethtool()[counter]
-        with sequence_number(bed, context["seq"] + shift):
+        with egress(bed, f"action pedit munge offset {SEQ_AT} u32 set {(context['seq'] + shift) % 2**32}"):
             running.go_on()
             wait_until(lambda: bed.ethtool()[counter] > count, counter)
 
