@@ -257,6 +257,8 @@ def test_64_connections_at_once(bed: Bed, capture_path: Path) -> None:
         running.guest_waits()
         contexts.append(len(bed.nic.contexts()))
         current.append(bed.tls_stat())
+        driver = bed.ethtool()
+        assert driver["tx_tls_ctx"] - driver["tx_tls_del"] == driver["rx_tls_ctx"] - driver["rx_tls_del"] == count
         running.go_on()
 
     seen = exchange(bed, cases, capture_path, look)
