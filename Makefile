@@ -1,8 +1,8 @@
 # `make help` lists the targets. Set-up is testbed/bootstrap; everything it makes is under build/ and .venv/.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-guest conformance mutants bench bench-full setup driver driver-check image shell tcpdump fmt clean
+.PHONY: help run demo test check test-guest conformance mutants bench bench-full soak setup driver driver-check image shell tcpdump fmt clean
 
-export KERNEL ACCEL QEMU KERNELS
+export KERNEL ACCEL QEMU SEED KERNELS
 PY := .venv/bin/python
 HOST := testbed/bootstrap --only-host
 # whatever ends make, even SIGKILL, ends what it started
@@ -45,6 +45,9 @@ bench: ## measure (15 minutes); a table, and build/bench.json. ARGS="--only GROU
 
 bench-full: ## measure everything, with more rounds
 	@$(HOST) && exec $(RUN) -m bench --full $(ARGS)
+
+soak: setup ## disorder in a hundred settings and 2,000 sockets at once, on every kernel (half an hour); SEED=n, ARGS
+	$(RUN) -m tests.soak $(ARGS)
 
 setup: ## prepare host, guest image, driver and QEMU
 	@testbed/bootstrap
