@@ -277,6 +277,7 @@ def disorderly(rng: random.Random, length: int, calm: int) -> list[tuple[int, in
 
 @pytest.mark.parametrize("personality", list(abi.RxPersonality))
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.conformance(41)
 @pytest.mark.conformance(86)
 @pytest.mark.conformance(89)
 @pytest.mark.conformance(90)
