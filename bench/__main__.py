@@ -67,7 +67,7 @@ def run(session: Session, arguments: argparse.Namespace) -> None:
         return
     results = Results(arguments.output or (None if session.smoke else BUILD / "bench.json"))
     names = list(results.figures) if arguments.show else measure(session, selected, results)
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     console.print(table({name: results.figures[name] for name in names}, session.smoke))
 
 

@@ -18,7 +18,7 @@ def table(figures: Mapping[str, Mapping[str, Any]], smoke: bool = False) -> Tabl
     """One row per figure, as bench.json has them; what counts for nothing says so."""
     found = Table(title="Smoke test: sizes too small to claim anything" if smoke else None)
     for name in ("figure", "where"):
-        found.add_column(name)
+        found.add_column(name, no_wrap=True)
     for name in ("target", "anchor", "ours", "spread", "rounds"):
         found.add_column(name, justify="right")
     found.add_column("")

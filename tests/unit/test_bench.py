@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
 
 from bench.__main__ import main
 from bench.goals import GOALS, Goal
 from bench.guest import Disagreement, records_read, recovered_after
 from bench.registry import Measured, groups, interleaved, ratios
 from bench.results import Results, Surroundings, entry
-from bench.verdicts import Flow
+from bench.verdicts import Flow, Verdicts
+from nicdev.edge.capture import Capture
+from nicdev.nic import View
+from testbed.bed import Bed
 
 HERE = Surroundings("make bench", "2 x Some CPU", "abc", "2026-01-01T00:00:00+00:00", "QEMU 10.0.8", "6.12.1", "tcg")
 NAME = "rx_loss5_records_offloaded"
@@ -128,6 +135,37 @@ def test_the_kernels_trace_is_read_flow_by_flow() -> None:
     assert records_read(lines) == {5: [True, False, True], 9: [False]}
     with pytest.raises(Disagreement):
         records_read([*lines, traced("0b", 11, 0, 1)])
+
+
+def segment(sport: int, dport: int, seq: int, payload: bytes) -> bytes:
+    """A frame with a TCP segment."""
+    return bytes(Ether() / IP(src="192.0.2.1", dst="192.0.2.2") / TCP(sport=sport, dport=dport, seq=seq) / payload)
+
+
+@pytest.mark.filterwarnings("ignore:Field type should not be:DeprecationWarning")  # python-pcapng, of its own option
+def test_the_devices_verdicts_are_read_along(tmp_path: Path) -> None:
+    """Each packet has two views; the verdict is with the second one."""
+    verdicts = Verdicts(tmp_path / "fifo")
+    capture = Capture(verdicts.path)
+    counted: Counter[str] = Counter()
+    bed = cast(Bed, SimpleNamespace(nic=SimpleNamespace(stats=lambda: counted)))
+
+    def passes(direction: str, frame: bytes, comment: str) -> None:
+        views = (View.WIRE, View.HOST) if direction == "rx" else (View.HOST, View.WIRE)
+        for view, said in zip(views, ("", comment), strict=True):
+            capture.packet(1, view, direction, frame, said)
+        counted["rx_wire_packets" if direction == "rx" else "tx_packets"] += 1
+
+    passes("rx", segment(443, 50000, 1, b"before"), "slot=0 gen=1 rx decrypted records=1")
+    with verdicts.watching(bed) as flows:
+        passes("rx", segment(443, 50000, 100, b"abc"), "slot=0 gen=1 rx decrypted records=1")
+        passes("rx", segment(443, 50000, 103, b"defg"), "slot=0 gen=1 rx untouched records=0")
+        passes("tx", segment(50000, 443, 7, b"hi"), "slot=1 gen=1 tx encrypted")
+        passes("tx", segment(50000, 443, 9, b"clear"), "")
+        passes("tx", segment(50000, 443, 14, b""), "")
+    capture.close()
+    assert flows["rx", 443].packets == [(100, 3, True), (103, 4, False)]
+    assert flows["tx", 443].packets == [(7, 2, True), (9, 5, False)]
 
 
 @pytest.mark.parametrize(
