@@ -2,7 +2,8 @@
 
 Theory of operation: a context that is in sync, and stays so, writes nothing. Whatever else happens to its place is
 noted where it is decided, in the words of `Happened`. A history keeps the last `MAX_EVENTS`; their numbers tell how
-many came before. It holds places, record numbers and a few fixed words, never a byte of keys or data.
+many came before, and it never takes more than about 8 KiB. It holds places, record numbers and a few fixed words, never
+a byte of keys or data.
 """
 
 from __future__ import annotations

@@ -199,7 +199,8 @@ class IdealContext(Grounds):
         texts = None if quiet else ahead.read(at, data, self._scratch)
         stop = ahead.advance()
         self._follow_front(ahead, ahead.front - front)
-        failed = sum(record.start < end and at < record.end for record in (*bad, *((stop,) if stop else ())))
+        failing = [record for record in (*bad, *((stop,) if stop else ())) if record.start < end and at < record.end]
+        failed = len(failing)
         result = RxResult(auth_failed=failed, error=bool(failed))
         if texts is not None and not failed:
             for low, high in texts:
@@ -207,7 +208,7 @@ class IdealContext(Grounds):
             result = RxResult(True, ahead.good - good, sum(high - low for low, high in texts))
         self._set_debt(bool(ahead.debt) and not self._muted)
         if failed:
-            self.history.note(Happened.AUTH_FAILED, self._seq(ahead, at), (bad[0] if bad else stop).number)
+            self.history.note(Happened.AUTH_FAILED, self._seq(ahead, at), failing[0].number)
         if stop is not None:
             return self._fail(result, "wrong tag")
         if self._blind < FAR and not ahead.debt:
