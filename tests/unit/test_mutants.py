@@ -93,9 +93,7 @@ def test_caught_and_survived(check: Check, capsys: pytest.CaptureFixture[str]) -
 def test_no_verdict_is_not_caught(check: Check) -> None:
     ways = [
         ("level < LIMIT", "level < LIMITS", "test_limit", "NameError"),
-        ("def allowed", "def permitted", "test_limit", "AttributeError"),
         ('"""A pump."""', "import nowhere", "test_limit", "ERROR"),
-        ("return level", "return return level", "test_limit", "ERROR"),
         ("level < LIMIT", "level < 0", "test_fixture", "error: failed on setup"),
     ]
     broken = [mutation(old, new, test, str(number)) for number, (old, new, test, _) in enumerate(ways)]

@@ -150,6 +150,7 @@ def test_sequence_numbers_wrap_while_scanning() -> None:
     assert wire.marks((410, 500), (500, 600)) == "-D"
 
 
+@pytest.mark.conformance(66)
 @pytest.mark.conformance(77)
 def test_attempt_opens_with_the_match_and_ends_when_it_has_proven_itself() -> None:
     wire = link(ASYNC, small())
