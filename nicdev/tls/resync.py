@@ -53,28 +53,43 @@ class ResyncStrategy(Protocol):
 
 
 class CoreNextHint:
-    """core-next-hint (nfp): after two records that the kernel had to decrypt itself, it tells where the next starts.
+    """core-next-hint (nfp): after a few records that the kernel had to decrypt itself, it tells where the next starts.
 
-    The kernel sends the hint when it has read all that arrived, but packets race with it. A hint behind the cursor is
-    of no use: in sync, all headers since then were followed; lost, the packets with them have passed. The kernel backs
-    off and tries again. Any other hint is where to stand: the packet that covers it resumes.
+    The kernel sends the hint when it has read all that arrived, but packets race with it: in a stream that never pauses
+    the record has passed when the device hears of it. So a lost device follows the headers that pass, and knows from a
+    hint about one of them which record the stream has come to. Any other hint ahead of the cursor is where to stand:
+    the packet that covers it resumes. One behind the cursor is of no use, and the kernel backs off and tries again.
     """
 
     name = "core-next-hint"
 
     def __init__(self, history: History | None = None) -> None:
         self.history = History() if history is None else history
+        self._chain: Chain | None = None
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
-        """A device without memory looks away."""
+        """See ResyncStrategy. Nothing is asked."""
+        self._follow(fmt, seq, payload)
         return NO_QUESTION
 
+    def _follow(self, fmt: RecordFormat, seq: int, payload: memoryview) -> Chain:
+        if self._chain is None:
+            self.history.note(Happened.SCANNING, seq)
+            self._chain = Chain(self.history)
+        self._chain.follow(fmt, seq, payload)
+        return self._chain
+
     def found(self) -> bool:
-        """There is nothing to forget."""
+        """See ResyncStrategy."""
+        self._chain = None
         return False
 
     def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
-        """See ResyncStrategy; tcp_seq and rcd_sn are start and number of the next record."""
+        """See ResyncStrategy; record `rcd_sn` starts at `tcp_seq`, where the stream will be or was."""
+        if not in_sync and self._chain is not None:
+            place = self._chain.place(tcp_seq, rcd_sn)
+            if place is not None:
+                return place
         return _next_hint(cursor, in_sync, tcp_seq, rcd_sn)
 
 
@@ -113,8 +128,8 @@ class Patience:
         return True
 
 
-class Ideal:
-    """ideal: follows the headers that pass, asks the host at once for the number of one, and relates a late answer.
+class Ideal(CoreNextHint):
+    """ideal: asks the host at once for the number of a record that passes, and takes a hint as it takes an answer.
 
     The question travels with the packet that holds the header, so the host meets it before the record. It is asked
     again when patience ends, and at once if the answer could not be related: the chain began anew, or is too long.
@@ -123,18 +138,13 @@ class Ideal:
     name = "ideal"
 
     def __init__(self, history: History | None = None) -> None:
-        self.history = History() if history is None else history
-        self._chain: Chain | None = None
+        super().__init__(history)
         self._asked: int | None = None
         self._patience = Patience()
 
     def passed(self, fmt: RecordFormat, expected: int | None, seq: int, payload: memoryview) -> Question:
         """See ResyncStrategy."""
-        if self._chain is None:
-            self.history.note(Happened.SCANNING, seq)
-            self._chain = Chain(self.history)
-        chain = self._chain
-        chain.follow(fmt, seq, payload)
+        chain = self._follow(fmt, seq, payload)
         stands = None if self._asked is None else chain.since(self._asked)
         if stands is None:
             self._patience.reset()
@@ -145,13 +155,5 @@ class Ideal:
 
     def found(self) -> bool:
         """See ResyncStrategy."""
-        self._chain = self._asked = None
-        return False
-
-    def answer(self, cursor: Cursor | None, in_sync: bool, tcp_seq: int, rcd_sn: int) -> Cursor | None:
-        """See ResyncStrategy. An answer that cannot be related to what has passed is taken for a hint."""
-        if not in_sync and self._chain is not None:
-            place = self._chain.place(tcp_seq, rcd_sn)
-            if place is not None:
-                return place
-        return _next_hint(cursor, in_sync, tcp_seq, rcd_sn)
+        self._asked = None
+        return super().found()

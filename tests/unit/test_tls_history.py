@@ -154,7 +154,13 @@ def test_core_next_hint() -> None:
     wire.marks((0, 100), (150, 200), (200, 300))
     assert wire.resync(4)
     wire.marks((300, 400), (400, 500))
-    assert told(wire.rx) == [("lost", 100, 1), ("answer", 400, 4), ("in_sync", 400, 4)]
+    assert told(wire.rx) == [
+        ("lost", 100, 1),
+        ("scanning", 150, None),
+        ("candidate", 200, None),
+        ("answer", 400, 4),
+        ("in_sync", 400, 4),
+    ]
 
 
 @pytest.mark.parametrize("personality", [REQ, ASYNC, HINT])
@@ -357,6 +363,23 @@ def test_tx_rebuilt_and_dropped() -> None:
     assert told(tx) == [("rebuilt", 100, 1), ("dropped", 250, None), ("rebuilt", 300, 3)]
     assert why(tx) == ["prefix of 50 bytes", "tx_drop_wrong_seq", "prefix of 0 bytes"]
     assert tx.describe()["bytes"] == 2 * (SIZE - 29) + (50 - 13) + 34 + (SIZE - 29)
+
+
+def test_tx_another_plaintext_under_the_same_nonce() -> None:
+    records = small()
+    tx = TxContext(GCM_1_2.params(Direction.TX, BASE, FIRST))
+    tx.encrypt(BASE, memoryview(bytearray(records.framed[:SIZE])))
+    changed = bytearray(records.framed[:SIZE])
+    changed[50] ^= 1
+    with pytest.raises(TxDrop):
+        tx.encrypt(BASE, memoryview(changed), Resync(BASE, FIRST, b""))
+    assert (told(tx), why(tx)[-1]) == ([("rebuilt", 0, 0), ("dropped", 0, None)], "tx_drop_nonce_reuse")
+
+
+def test_ideal_wrong_tag_behind_a_hole() -> None:
+    wire = link(IDEAL, corrupt(small(), 250))
+    wire.marks((0, 100), (140, 200), (200, 300))
+    assert told(wire.rx)[-1] == ("auth_failed", 200, 2)
 
 
 def test_tx_born_without_a_place() -> None:

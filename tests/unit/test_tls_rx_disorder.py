@@ -148,10 +148,20 @@ def test_hint_in_the_middle_of_a_packet(suite: Suite) -> None:
         assert link.marks((starts[3] + into, starts[4]), (starts[4], len(records.wire))) == "DD"
 
 
-def test_hint_already_passed_stays_lost() -> None:
-    records = stream(GCM_1_2, [71] * 8)
-    link = Link(records)
-    assert link.marks((0, 100), (150, 200), (200, 300), (300, 400)) == "DL--"
+@pytest.mark.conformance(74)
+@pytest.mark.conformance(80)
+def test_hint_already_passed_is_counted_on_from() -> None:
+    """Packets race with hints: in a stream without pauses, every hint would come too late."""
+    link = Link(stream(GCM_1_2, [71] * 8))
+    assert link.marks((0, 100), (150, 200), (200, 300), (300, 440)) == "DL--"
+    assert link.resync(3)
+    assert link.marks((440, 500), (500, 600), (600, 800)) == "-DD"
+    assert link.rx.losses == link.rx.resyncs == 1
+
+
+def test_hint_already_passed_unseen_stays_lost() -> None:
+    link = Link(stream(GCM_1_2, [71] * 8))
+    assert link.marks((0, 100), (150, 200), (210, 290), (310, 390)) == "DL--"
     assert link.resync(3)
     assert link.marks((400, 440), (440, 500)) == "--"
     assert link.state == "hinted"

@@ -45,7 +45,8 @@ def test_contexts_show_state_and_no_history(nic: Nic) -> None:
 def test_history_shows_events(nic: Nic) -> None:
     tx, rx = ask(nic, "history")
     assert tx["events"] == []
-    (event,) = rx["events"]
+    event, *others = rx["events"]
+    assert [other["what"] for other in others] == ["scanning", "candidate"]
     assert event == {
         "number": 1,
         "at": 0.0,
@@ -94,7 +95,7 @@ def test_table(nic: Nic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr(ctl, "ask", answer)
     assert ctl.main(["socket", "history", ":443"]) == 0
     assert requests == [{"cmd": "history", "flow": ":443"}]
-    tx, in_sync, rx, lost, event = capsys.readouterr().out.splitlines()
+    tx, in_sync, rx, lost, event, *_ = capsys.readouterr().out.splitlines()
     assert tx == "slot 1 tx 198.51.100.2:4000 -> 198.51.100.1:443"
     assert in_sync == f"  in_sync, record 0 at {START}; 0 packets, 0 records in the device"
     assert rx == "slot 3 rx 198.51.100.2:4000 <- 198.51.100.1:443 core-next-hint"
