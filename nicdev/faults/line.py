@@ -74,7 +74,8 @@ class Line:
         if self._wire and gso_size and parsed is not None and parsed.end - parsed.payload <= MAX_PIECES * gso_size:
             pieces = segment.segment(frame, parsed, gso_size)
             self._stats.add(Counter.FAULT_CUT, len(pieces) - 1)
-            for view in map(memoryview, pieces):
+            for piece in pieces:
+                view = memoryview(piece)
                 self._one(Parcel(_PLAIN, view), parse(view), now, out)
         else:
             self._one(Parcel(header, frame), parsed, now, out)
