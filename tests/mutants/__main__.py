@@ -44,9 +44,9 @@ def check_unbroken(pristine: Path, mutations: Sequence[Mutation], folder: Path) 
     """Raises BadMutation unless all named tests pass in a copy of the snapshot, and test that copy."""
     with tree.copied(pristine, folder, guest=needs_guest(mutations)) as copy:
         tree.check_imports(copy, (mutation.file for mutation in mutations))
-        status, message = run_tests(copy, sorted({mutation.test for mutation in mutations}))
+        status, message, test = run_tests(copy, sorted({mutation.test for mutation in mutations}))
     if status != SURVIVED:
-        raise BadMutation(f"the named tests do not pass before anything is broken: {message}")
+        raise BadMutation(f"the named tests do not pass before anything is broken: {test or 'pytest'}: {message}")
 
 
 def verdicts(pristine: Path, mutations: Sequence[Mutation], folder: Path) -> Iterator[Verdict]:

@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
 
     status: str
     message: str  # its first line
+    test: str = ""  # whose message it is
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ def _outcome(report: Path) -> Outcome:
         failure = case.find("failure")
         if failure is not None:
             message = _first_line(failure)
-            return Outcome(BROKEN if _NO_VERDICT.match(message) else CAUGHT, message)
+            return Outcome(BROKEN if _NO_VERDICT.match(message) else CAUGHT, message, case.get("name", ""))
     for case in cases:
         for part in ("error", "skipped"):
             if (found := case.find(part)) is not None:
-                return Outcome(BROKEN, f"{part}: {_first_line(found)}")
+                return Outcome(BROKEN, f"{part}: {_first_line(found)}", case.get("name", ""))
     return Outcome(SURVIVED, f"{len(cases)} passed") if cases else Outcome(BROKEN, "no test ran")
 
 
@@ -100,7 +101,7 @@ def judge(pristine: Path, mutation: Mutation, folder: Path) -> Verdict:
     with tree.copied(pristine, folder, guest=mutation.kind == "driver") as copy:
         try:
             mutation.apply(copy)
-            status, message = run_tests(copy, [mutation.test], "-x")
+            status, message, _ = run_tests(copy, [mutation.test], "-x")
         except BadMutation as error:
             status, message = BROKEN, str(error)
     return Verdict(mutation, status, message, time.monotonic() - began)

@@ -117,12 +117,17 @@ def test_stale_text(check: Check) -> None:
         moved.apply(PROJECT)
 
 
-@pytest.mark.parametrize("test", ["test_red", "test_skipped", "test_missing"])
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [("test_red", "test_red: assert not True"), ("test_skipped", "test_skipped: skipped"), ("test_missing", "ERROR")],
+)
 def test_nothing_is_broken_unless_all_is_well_before(
-    check: Check, capsys: pytest.CaptureFixture[str], test: str
+    check: Check, capsys: pytest.CaptureFixture[str], test: str, message: str
 ) -> None:
     assert check(mutation("level < LIMIT", "level <= LIMIT", test)) == (2, [])
-    assert "do not pass before anything is broken" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "do not pass before anything is broken" in said
+    assert message in said
 
 
 def test_the_copy_is_what_is_imported(
