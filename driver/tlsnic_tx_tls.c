@@ -230,6 +230,19 @@ static bool tlsnic_tx_is_tcp(const struct sk_buff *skb)
 }
 
 /*
+ * What was received, decrypted, and turned around (XDP_TX, in the kernel's own
+ * generic XDP) did not pass the core's sk_validate_xmit_skb(), whose test this
+ * is: without a socket that knows what to do with it, it must not leave.
+ */
+static bool tlsnic_tx_is_stray(const struct sk_buff *skb)
+{
+	const struct sock *sk = skb->sk;
+
+	return skb->decrypted &&
+	       !(sk && sk_fullsock(sk) && sk->sk_validate_xmit_skb);
+}
+
+/*
  * What an offloaded socket's packet holds. For any device but the socket's own,
  * and a bond above it, the core (tls_validate_xmit_skb) has encrypted it. What
  * changed packets on the way (tunnels, tags, xfrm) did not ask whether they
@@ -241,6 +254,8 @@ enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
 {
 	struct net_device *own;
 
+	if (unlikely(tlsnic_tx_is_stray(skb)))
+		return TLSNIC_TX_UNKNOWN;
 	if (!tls_is_skb_tx_device_offloaded(skb))
 		return TLSNIC_TX_PLAIN;
 	own = rcu_dereference_bh(tls_get_ctx(skb->sk)->netdev);

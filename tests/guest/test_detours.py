@@ -13,67 +13,64 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import WIRE4, Bed
+from tests.guest.bpf import SCHED_CLS, load, op
 from tests.guest.exchange import CIPHERS, WAIT, Running, exchange, send, tx_case, tx_personality
+from tests.guest.twonics import shell
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 SIZE = 300_000
 MACVLAN = ("ip link add mv0 link eth0 type macvlan mode bridge", "ip link set mv0 up")
-NO_MACVLAN = ("ip link del mv0",)
-PINNED = "/sys/fs/bpf/detour"
-# A tc program: what is not marked yet is marked, and leaves by the interface whose index is in the argument. Unlike
-# act_mirred, which hands on a copy without socket (the kernel drops it), the packet keeps its socket.
-LOAD_REDIRECT = f"""
-import ctypes, os, struct, sys
-def op(code, registers, offset, immediate):
-    return struct.pack("<BBhi", code, registers, offset, immediate)
+NO_MACVLAN = "ip link del mv0"
 MARK = 8  # in struct __sk_buff
-program = b"".join([
-    op(0x61, 0x12, MARK, 0),                # r2 = skb->mark
-    op(0x55, 0x02, 5, 0),                   # marked: to the end, r0 = TC_ACT_OK
-    op(0xb7, 0x02, 0, 1),                   # r2 = 1
-    op(0x63, 0x21, MARK, 0),                # skb->mark = 1
-    op(0xb7, 0x01, 0, int(sys.argv[1])),
-    op(0xb7, 0x02, 0, 0),
-    op(0x05, 0x00, 2, 0),
-    op(0xb7, 0x00, 0, 0),
-    op(0x95, 0x00, 0, 0),
-    op(0x85, 0x00, 0, 23),                  # bpf_redirect(r1, r2)
-    op(0x95, 0x00, 0, 0),
-])
-libc = ctypes.CDLL(None, use_errno=True)
-def bpf(command, attributes):
-    made = libc.syscall(321, command, ctypes.c_char_p(attributes), len(attributes))
-    if made < 0:
-        sys.exit(os.strerror(ctypes.get_errno()))
-    return made
-code, name, text = (ctypes.create_string_buffer(t) for t in (program, b"GPL", b"{PINNED}"))
-load = struct.pack("<IIQQ", 3, len(program) // 8, ctypes.addressof(code), ctypes.addressof(name))
-prog = bpf(5, load.ljust(48, b"\\0"))
-bpf(6, struct.pack("<QI", ctypes.addressof(text), prog).ljust(16, b"\\0"))
-"""
-REDIRECT = f"""
-mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
-python3 -c '{LOAD_REDIRECT}' $(cat /sys/class/net/mv0/ifindex) &&
-tc qdisc add dev eth0 clsact && tc filter add dev eth0 egress bpf direct-action object-pinned {PINNED}
-"""
-DETOURS = {
-    "route": ((*MACVLAN, f"ip route add {WIRE4}/32 dev mv0"), NO_MACVLAN),
-    "redirect": ((*MACVLAN, REDIRECT), ("tc qdisc del dev eth0 clsact", f"rm {PINNED}", *NO_MACVLAN)),
-}
+
+
+def load_redirect(bed: Bed) -> str:
+    """A tc program: what is not marked yet is marked, and leaves by mv0; returns its path.
+
+    Unlike act_mirred, which hands on a copy without socket (the kernel drops it), the packet keeps its socket.
+    """
+    index = int(bed.agent.run(["cat", "/sys/class/net/mv0/ifindex"]).text)
+    return load(
+        bed,
+        SCHED_CLS,
+        op(0x61, 0x12, MARK, 0),  # r2 = skb->mark
+        op(0x55, 0x02, 5, 0),  # marked: to the end, r0 = TC_ACT_OK
+        op(0xB7, 0x02, 0, 1),  # r2 = 1
+        op(0x63, 0x21, MARK, 0),  # skb->mark = 1
+        op(0xB7, 0x01, 0, index),
+        op(0xB7, 0x02, 0, 0),
+        op(0x05, 0x00, 2, 0),
+        op(0xB7, 0x00, 0, 0),
+        op(0x95, 0x00, 0, 0),
+        op(0x85, 0x00, 0, 23),  # bpf_redirect(r1, r2)
+        op(0x95, 0x00, 0, 0),
+        name="detour",
+    )
 
 
 @contextmanager
-def detour(bed: Bed, name: str) -> Iterator[None]:
-    """Packets go that way."""
-    begin, end = DETOURS[name]
+def by_route(bed: Bed) -> Iterator[None]:
+    shell(bed, *MACVLAN, f"ip route add {WIRE4}/32 dev mv0")
     try:
-        for command in begin:
-            bed.agent.run(["sh", "-c", command])
         yield
     finally:
-        for command in end:
-            bed.agent.run(["sh", "-c", command])
+        shell(bed, NO_MACVLAN)
+
+
+@contextmanager
+def by_redirect(bed: Bed) -> Iterator[None]:
+    shell(bed, *MACVLAN)
+    path = load_redirect(bed)
+    try:
+        shell(bed, "tc qdisc add dev eth0 clsact")
+        shell(bed, f"tc filter add dev eth0 egress bpf direct-action object-pinned {path}")
+        yield
+    finally:
+        shell(bed, "tc qdisc del dev eth0 clsact", f"rm {path}", NO_MACVLAN)
+
+
+DETOURS = {"route": by_route, "redirect": by_redirect}
 
 
 @pytest.mark.conformance(83)
@@ -92,7 +89,7 @@ def test_a_detour_in_mid_connection_encrypts_once(
     def meanwhile(run: Running) -> None:
         run.guest_waits()
         before = bed.ethtool()["tx_tls_refilled"]
-        with detour(bed, name):
+        with DETOURS[name](bed):
             run.go_on()
             run.guest_waits()
         assert bed.ethtool()["tx_tls_refilled"] > before + 10  # they did go that way
