@@ -14,6 +14,8 @@ from testbed.peers.flowkeys import FlowKeys
 from testbed.peers.rawtls import Sealer
 from testbed.peers.stream import stream
 from tests.guest.exchange import (
+    ASK,
+    ASKED,
     CIPHERS,
     EOF,
     RECORD_OVERHEAD,
@@ -27,13 +29,25 @@ from tests.guest.exchange import (
     rx_personality,
     send,
 )
-from tests.guest.resync_rx import HARDWARE, LENGTH, SIZE, desync, rule, tracing
+from tests.guest.resync_rx import HARDWARE, LENGTH, SIZE, desync, lockstep, rule, tracing
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 EACH = pytest.mark.parametrize("personality", [*HARDWARE, "ideal"])
 CUT = 700  # bytes on the wire: packets do not begin with records
 _LOOKS_LIKE_A_HEADER = re.compile(rb"[\x14-\x18]\x03\x03([\x00-\x40].)", re.DOTALL)
+
+
+def streamed_then_lockstep(seed: str, streamed: int, size: int, how: dict[str, Any], **options: Any) -> Case:
+    """A flow of `streamed` records that the peer sends without waiting, and a hundred in lockstep."""
+    guest, peer = lockstep(100, size)
+    return Case(
+        seed,
+        [ASK, recv(streamed * size), send(1), *guest, EOF],
+        [ASKED, send(streamed * size, records=[size], **how), recv(1), *peer, SHUTDOWN],
+        dirs=("rx",),
+        **options,
+    )
 
 
 def decoy(cipher: str, records: int) -> tuple[str, int]:
@@ -66,15 +80,14 @@ def decoy(cipher: str, records: int) -> tuple[str, int]:
 def test_a_decoy(any_kernel: Bed, capture_path: Path, personality: str, cipher: str) -> None:
     """The first thing the lost device finds is ciphertext: the kernel says nothing to that, and the device goes on."""
     seed, record = decoy(cipher, 40)
-    size = 200 * SIZE
-    case = rx_case(seed, send(size, records=[SIZE], writes=[CUT], apart=True), size=size, cipher=cipher)
+    case = streamed_then_lockstep(seed, 60, SIZE, {"writes": [CUT], "apart": True}, cipher=cipher)
     with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(record)), tracing(any_kernel) as flows:
         seen = exchange(any_kernel, [case], capture_path)
     seen.arrived()
     seen.kernel_offloads()
     (flow,) = flows.values()
     answers = flow.answers(personality)  # to true record starts alone
-    assert flow.records()[-100:] == flow.records(decrypted=1)[-100:]
+    assert flow.records()[-30:] == flow.records(decrypted=1)[-30:]
     nic, driver = seen.nic, seen.driver
     assert nic["rx_tls_auth_fail"] == 0
     assert nic["rx_tls_resynced"] == 1
@@ -124,9 +137,8 @@ def test_a_lost_segment_without_header(any_kernel: Bed, capture_path: Path, pers
 @pytest.mark.conformance(75)
 def test_a_lost_segment_with_a_header(any_kernel: Bed, capture_path: Path, personality: str, part: str) -> None:
     """Of one of two flows, together with what TCP repeats, for a while: only that flow asks, and comes back."""
-    size = 400 * BIG
     cases = [
-        rx_case(f"{part} {family}", send(size, records=[BIG]), size=size, family=family, rec_seq=n << 32)
+        streamed_then_lockstep(f"{part} {family}", 100, BIG, {}, family=family, rec_seq=n << 32)
         for n, family in enumerate("46")
     ]
     lost = rule("drop", **HOLED, part=part, retransmissions=True, count=2)
@@ -142,7 +154,7 @@ def test_a_lost_segment_with_a_header(any_kernel: Bed, capture_path: Path, perso
     whole, holed = flows[0], flows[1 << 32]
     assert whole.by_software == whole.mixed == whole.answers(personality) == []
     holed.answers(personality, BIG + RECORD_OVERHEAD)
-    assert holed.records()[-100:] == holed.records(decrypted=1)[-100:]
+    assert holed.records()[-30:] == holed.records(decrypted=1)[-30:]
     assert seen.nic["rx_tls_auth_fail"] == 0
     if personality != "ideal":
         assert seen.nic["rx_tls_lost_sync"] > 0
@@ -188,3 +200,25 @@ def test_back_within_256_records(any_kernel: Bed, capture_path: Path, personalit
         assert len(afterwards) == AFTERWARDS
         own = set(flow.records(decrypted=1))
         assert len(own.intersection(afterwards)) >= 0.99 * AFTERWARDS, seen.account("afterwards")
+
+
+@EACH
+@pytest.mark.conformance(74)
+@pytest.mark.conformance(75)
+def test_a_stream_without_pause(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+    """Packets pass while question and answer are on their way: the device is back all the same, within 256 records."""
+    lost, records, record = 50, 500, 4000
+    steps = send(records * record, records=[record], writes=[1100], apart=True)
+    cases = [
+        rx_case(f"{personality} {cipher}", steps, size=records * record, cipher=cipher, rec_seq=n << 32)
+        for n, cipher in enumerate(CIPHERS)
+    ]
+    with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(lost)), tracing(any_kernel) as flows:
+        seen = exchange(any_kernel, cases, capture_path)
+    seen.arrived()
+    seen.kernel_offloads()
+    assert seen.nic["rx_tls_auth_fail"] == seen.nic["rx_tls_lost_sync"] == 0
+    for flow in flows.values():
+        flow.answers(personality, record + RECORD_OVERHEAD)
+        assert lost <= max(flow.by_software) <= lost + 256, seen.account("stream")
+        assert max(flow.mixed, default=0) <= lost + 256
