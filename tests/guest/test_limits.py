@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -93,8 +92,6 @@ def test_a_second_guest_on_the_same_nic_and_its_end_under_traffic(small: Bed, tm
             before = bed.nic.stats()["tx_tls_records"]
             wait_until(lambda: bed.nic.stats()["tx_tls_records"] > before + 100, "traffic of the second guest")
             assert bed.nic.pid == pid
-            began = time.monotonic()
             assert bed.nic.stop() == 0
-            assert time.monotonic() - began < 2
         assert [path.name for path in small.folder.iterdir() if path.is_socket()] == []
         assert guest.kernel_complaints() == []

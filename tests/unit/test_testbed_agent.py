@@ -92,14 +92,14 @@ def test_a_deadline_kills_the_whole_group_and_keeps_the_output(agent: GuestAgent
     with pytest.raises(AgentTimeout) as caught:
         agent.run(["sh", "-c", "echo begun; sleep 60; true"], timeout=2)
     assert caught.value.stdout == b"begun\n"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30, "it waited for the command"
     assert agent.ping()
 
 
 def test_a_daemon_left_behind_does_not_delay_the_end(agent: GuestAgent) -> None:
     began = time.monotonic()
     done = agent.run(["sh", "-c", "sleep 60 & echo $!"])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "it waited for the daemon"
     agent.run(["sh", "-c", f"kill {done.text.strip()}"])
 
 
