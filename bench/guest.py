@@ -20,6 +20,7 @@ RECORD: Final = 16384
 AGREEMENT: Final = (
     0.005  # the share of records by which kernel and device may differ: each keeps its own copy of a byte
 )
+SECONDS: Final = 300.0  # for one transfer
 EVENT: Final = "tls:tls_device_decrypted"
 _READ: Final = re.compile(r"tls_device_decrypted: sk=(\S+) .*rec_no=(\d+) .* decrypted=(\d)")
 
@@ -95,12 +96,18 @@ def transfer(
     guest: WatchedBed, cases: Sequence[Case], meanwhile: Callable[[Running], None] = lambda _: None
 ) -> Watched:
     """Run the flows to their end; every case has another `rec_seq`. AssertionError where offload is not proven."""
+
+    def patiently(running: Running) -> None:
+        meanwhile(running)
+        for peer in running.peers:
+            peer.result(SECONDS)
+
     with (
         tempfile.TemporaryDirectory(prefix="tlsnic-bench-") as folder,
         guest.verdicts.watching(guest.bed) as device,
         traced(guest.bed, EVENT) as trace,
     ):
-        seen = exchange(guest.bed, cases, Path(folder) / "wire.pcap", meanwhile)
+        seen = exchange(guest.bed, cases, Path(folder) / "wire.pcap", patiently)
     seen.arrived()
     seen.wire_is_encrypted()
     seen.kernel_offloads()

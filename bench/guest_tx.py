@@ -11,13 +11,12 @@ from contextlib import ExitStack
 from functools import partial
 
 from bench.goals import CIPHERS, TX_PERSONALITIES, flat
-from bench.guest import RECORD, WatchedBed, first_record, transfer, watched
+from bench.guest import RECORD, SECONDS, WatchedBed, first_record, transfer, watched
 from bench.registry import Group, Measured, Session, interleaved
 from testbed.peers.stream import sha256_of
 from tests.guest.exchange import WAIT, Running, disturbed, netem, send, tx_case, tx_personality
 
 SEED = 5
-SECONDS = 300  # for one transfer
 WHERE = ("loss5", "netem_loss5")
 
 
