@@ -48,8 +48,9 @@ class Verdict:
 
 @functools.cache
 def load_items(path: Path = ITEMS) -> Mapping[int, Item]:
-    """The checklist by number."""
-    return {int(number): Item(int(number), **line) for number, line in tomllib.loads(path.read_text()).items()}
+    """The checklist by number, in order."""
+    lines = sorted((int(number), line) for number, line in tomllib.loads(path.read_text()).items())
+    return {number: Item(number, **line) for number, line in lines}
 
 
 def _status(outcomes: Sequence[str]) -> str:
