@@ -41,7 +41,7 @@ def run(kernel: str, folders: Sequence[str], arguments: Sequence[str], scratch: 
         env=environment,
         check=False,
     )
-    if done.returncode not in COMPLETE:
+    if done.returncode not in COMPLETE or not found.exists():
         print(
             f"error: the tests of {kernel or 'what needs no guest'} broke off (status {done.returncode})",
             file=sys.stderr,
