@@ -21,6 +21,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,6 +158,9 @@ class Decoder:
 
     def __init__(self, keys: Keys, canary: Canary) -> None:
         self._keys = keys
+        self._fixed: dict[tuple[int | None, int | None], list[tuple[int, Fixed]]] = {}  # by ports, with their place
+        for place, entry in enumerate(keys.fixed):
+            self._fixed.setdefault((entry.source[1], entry.destination[1]), []).append((place, entry))
         self._canary = canary
         self._nonces: dict[tuple[bytes, bytes], set[bytes]] = {}
 
@@ -173,7 +178,7 @@ class Decoder:
         for item, hello in zip(connection.streams, hellos, strict=True):
             report = StreamReport(number, item.source, item.destination)
             reports.append(report)
-            fixed = next((entry.secret for entry in self._keys.fixed if entry.fits(item)), None)
+            fixed = self._find(item)
             secret = fixed or (agreed.get(hello.kind) if hello else None)
             self._transport(item, report)
             if secret is not None:
@@ -184,6 +189,12 @@ class Decoder:
             elif not hello:
                 report.clear_bytes = report.bytes
         return reports
+
+    def _find(self, item: Stream) -> Secret | None:
+        """The fixed keys of a stream: the first that fit."""
+        ports = product((None, item.source.port), (None, item.destination.port))
+        entries = [pair for key in ports for pair in self._fixed.get(key, ()) if pair[1].fits(item)]
+        return min(entries, key=itemgetter(0))[1].secret if entries else None
 
     @staticmethod
     def _transport(item: Stream, report: StreamReport) -> None:

@@ -189,6 +189,24 @@ def test_a_gap_and_a_cut_record_are_found(check: Check) -> None:
     assert "into a record" in guest_stream(check(packets[:5])).errors[0]
 
 
+def test_the_first_keys_that_fit_are_taken(tmp_path: Path) -> None:
+    """Whichever of addresses and ports an entry names."""
+    path = tmp_path / "capture.pcap"
+    wrpcap(str(path), segments(sealed(1000)))
+    right, wrong = FLOW, FlowKeys.from_seed("aes-128-gcm", "another")
+    ends = [
+        ((PEER, PORT), (GUEST, 5000)),
+        ((None, PORT), (None, None)),
+        ((None, None), (None, 5000)),
+        ((None, None),) * 2,
+    ]
+    for one in ends:
+        for other in ends:
+            for keys, good in (((right, wrong), True), ((wrong, right), False)):
+                fixed = [*fixed_keys(keys[0], *one), *fixed_keys(keys[1], *other)]
+                assert decode(path, Keys(fixed)).ok is good
+
+
 def test_clear_bytes_before_the_first_record(tmp_path: Path) -> None:
     path = tmp_path / "late.pcap"
     wrpcap(str(path), segments(bytes(777) + sealed(5000)))
