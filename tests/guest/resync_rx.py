@@ -58,9 +58,9 @@ def rule(action: str, **keys: int | str) -> str:
     return "\n".join(["[[rule]]", f'action = "{action}"', *lines, ""])
 
 
-def lockstep(records: int, size: int = SIZE) -> tuple[list[Step], list[Step]]:
+def lockstep(records: int, size: int = SIZE, **how: Any) -> tuple[list[Step], list[Step]]:
     """The guest's and the peer's steps: so many records, each sent when the one before was read."""
-    return [recv(size), send(1)] * records, [send(size), recv(1)] * records
+    return [recv(size), send(1)] * records, [send(size, **how), recv(1)] * records
 
 
 def lockstep_case(seed: str, records: int, first: int = 0, **options: Any) -> Case:
@@ -182,8 +182,11 @@ def tracing(bed: Bed) -> Iterator[dict[int, TracedFlow]]:
     found |= flows_of(lines)
 
 
-def consistent(seen: Seen, flows: dict[int, TracedFlow], skipped: int = 0) -> None:
-    """Everything arrived; kernel, driver and device counted the same. `skipped`: answers of no use to the device."""
+def consistent(seen: Seen, flows: dict[int, TracedFlow], skipped: int = 0, size: int = SIZE) -> None:
+    """Everything arrived; kernel, driver and device counted the same.
+
+    `skipped`: answers of no use to the device; `size`: plaintext of all records.
+    """
     seen.arrived()
     seen.wire_is_encrypted()
     seen.kernel_offloads()
@@ -200,7 +203,7 @@ def consistent(seen: Seen, flows: dict[int, TracedFlow], skipped: int = 0) -> No
             driver["rx_tls_resync_req_end"] + driver["rx_tls_resync_req_skip"],
         ),
         "packets marked": (driver["rx_tls_decrypted_packets"], nic["rx_tls_packets"]),
-        "bytes decrypted": (driver["rx_tls_decrypted_bytes"], marked * SIZE),
+        "bytes decrypted": (driver["rx_tls_decrypted_bytes"], marked * size),
         "records marked": (nic["rx_tls_records"], marked),
         "errors": (driver["rx_tls_err"], 0),
     }

@@ -12,6 +12,7 @@ import pytest
 from testbed.bed import Bed
 from tests.guest.exchange import ASK, ASKED, EOF, SHUTDOWN, WAIT, Case, Running, exchange, rx_case, rx_personality, send
 from tests.guest.resync_rx import (
+    LENGTH,
     SIZE,
     consistent,
     desync,
@@ -91,13 +92,11 @@ def test_the_personality_changes_under_live_contexts(any_kernel: Bed, capture_pa
         cases.append(Case(personality, [*waits, ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], ("rx",), rec_seq=n << 20))
 
     def change(run: Running) -> None:
+        run.guest_waits()
         for personality in COURSE:
-            run.guest_waits()
             with rx_personality(any_kernel, personality):
                 run.go_on()
                 run.guest_waits()
-            run.said[:0] = b'"waiting"'  # the next turn begins here
-        run.guest_waits()
         run.go_on()
 
     with any_kernel.nic.faults(desync(LOST)), tracing(any_kernel) as flows:
@@ -126,9 +125,9 @@ def test_questions_through_every_queue(any_kernel: Bed, capture_path: Path, pers
 @pytest.mark.conformance(42)
 @EACH
 def test_a_socket_without_context_asks_for_nothing(any_kernel: Bed, capture_path: Path, personality: str) -> None:
-    """The table is full for one of two flows, and both lose segments: resync is the other one's alone."""
+    """The table is full: software decrypts, segments are lost, and nobody talks of resync."""
     size = 400 * SIZE
-    how = {"records": [SIZE], "writes": [SIZE + 29], "apart": True}
+    how = {"records": [SIZE], "writes": [LENGTH], "apart": True}
     scenario = rule("refuse-add", direction="rx", status="table-full")
     alone = rx_case("refused", send(size, **how), size=size)
     loss = '\n[rx]\nsegments = "wire"\ndrop = 0.02\n'
@@ -148,10 +147,8 @@ def test_a_socket_without_context_asks_for_nothing(any_kernel: Bed, capture_path
 @pytest.mark.conformance(90)
 def test_a_verdict_that_is_withheld(any_kernel: Bed, capture_path: Path, personality: str) -> None:
     """One of a record's packets is handed over as on the wire: the kernel mends the record, nothing is asked."""
-    half = (SIZE + 29) // 2
-    guest, peer = lockstep(RECORDS)
-    for step in peer[::2]:
-        step |= {"writes": [half], "apart": True}
+    half = LENGTH // 2 + 1
+    guest, peer = lockstep(RECORDS, writes=[half], apart=True)
     case = Case("withheld", [ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), rec_seq=1 << 40)
     scenario = rule("withhold-verdict", name="first", record=4) + rule("withhold-verdict", record=8, nth=2)
     with rx_personality(any_kernel, personality), any_kernel.nic.faults(scenario), tracing(any_kernel) as flows:

@@ -83,6 +83,30 @@ def test_a_guess_that_is_late(any_kernel: Bed, capture_path: Path, late: int) ->
         assert flow.by_software == list(range(LOST, LOST + 3 + late))
 
 
+@pytest.mark.parametrize("late", [0, 40])
+@pytest.mark.conformance(71)
+@pytest.mark.conformance(72)
+def test_more_records_than_the_kernel_notes(any_kernel: Bed, capture_path: Path, late: int) -> None:
+    """The attempt opens with a packet of twenty records: the kernel notes thirteen of them, and counts all."""
+    size, together = 30, 20
+    rounds = [send(size * together, records=[size], writes=[1 << 16]), recv(1)] * 12
+    case = Case(
+        f"twenty {late}",
+        [ASK, *[recv(size * together), send(1)] * 12, EOF],
+        [ASKED, *rounds, SHUTDOWN],
+        dirs=("rx",),
+        rec_seq=1 << 41,
+    )
+    lost = 5 * together
+    faults = desync(lost) + (rule("delay-request", records=late, nth=2) if late else "")
+    with rx_personality(any_kernel, ASYNC), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
+        seen = exchange(any_kernel, [case], capture_path)
+    consistent(seen, flows, size=size)
+    (flow,) = flows.values()
+    assert flow.answers(ASYNC, size + RECORD_OVERHEAD) == [lost]
+    assert flow.by_software == list(range(lost, lost + 2 * together + late))
+
+
 @pytest.mark.parametrize("personality", [REQ, ASYNC, IDEAL])
 @pytest.mark.conformance(73)
 @pytest.mark.conformance(74)
