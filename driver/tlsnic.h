@@ -76,6 +76,7 @@ struct tlsnic_counters {
 	atomic64_t tx_tls_resync;	/* packets posted with a resync */
 	atomic64_t tx_tls_resync_bytes;	/* of record prefixes with them */
 	atomic64_t tx_tls_refilled;	/* linear: plaintext restored */
+	atomic64_t tx_tls_in_clear;	/* not encrypted by who should have */
 	atomic64_t tx_tls_device_drop;	/* events that tell of one */
 	atomic64_t tls_add_unsupported;
 	atomic64_t tls_add_failed;
@@ -218,8 +219,9 @@ enum tlsnic_place {
 
 /* What a packet is to the device */
 enum tlsnic_tx_state {
-	TLSNIC_TX_PLAIN,	/* nothing in it is to be encrypted (any more) */
-	TLSNIC_TX_RECORDS,
+	TLSNIC_TX_PLAIN,	/* nothing in it is to be encrypted */
+	TLSNIC_TX_RECORDS,	/* for the device */
+	TLSNIC_TX_SETTLED,	/* records that the core should have encrypted */
 	TLSNIC_TX_UNKNOWN,
 };
 
@@ -327,11 +329,13 @@ void tlsnic_tx_free(struct tlsnic_txq *q);
 enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
 				     const struct sk_buff *skb);
 void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb, u32 payload);
+void tlsnic_tx_settled(struct tlsnic_txq *q, struct sk_buff *skb);
 
 /* tlsnic_records.c */
 enum tlsnic_place tlsnic_records_place(struct sock *sk, u32 seq, u32 payload,
 				       struct tlsnic_rebuild **rebuild);
 bool tlsnic_records_refill(struct sk_buff *skb, u32 seq);
+int tlsnic_records_in_clear(const struct sk_buff *skb);
 
 /* tlsnic_rx.c */
 int tlsnic_rx_poll(struct napi_struct *napi, int budget);

@@ -28,6 +28,7 @@ static const char * const tlsnic_counter_names[] = {
 	"tx_tls_resync",
 	"tx_tls_resync_bytes",
 	"tx_tls_refilled",
+	"tx_tls_in_clear",
 	"tx_tls_device_drop",
 	"tls_add_unsupported",
 	"tls_add_failed",

@@ -15,6 +15,9 @@
 
 #include "tlsnic.h"
 
+/* So many bytes that equal their plaintext do so because they are plaintext */
+#define TLSNIC_SAMPLE	64
+
 /* Copy @len bytes of the record, from offset @from on; false if it is shorter */
 static bool tlsnic_record_copy(const struct tls_record_info *record, u32 from,
 			       u8 *to, u32 len)
@@ -135,4 +138,68 @@ bool tlsnic_records_refill(struct sk_buff *skb, u32 seq)
 	}
 	spin_unlock_irqrestore(&tx->lock, flags);
 	return offset == end;
+}
+
+/*
+ * Compare up to @left bytes of data at @offset of @skb with the @record, at
+ * @from of which they lie. Returns how many were compared, or 0 if they differ.
+ */
+static u32 tlsnic_record_compare(const struct tls_record_info *record, u32 from,
+				 const struct sk_buff *skb, u32 offset,
+				 u32 left)
+{
+	u8 plain[TLSNIC_SAMPLE], sent[TLSNIC_SAMPLE];
+
+	if (skb_copy_bits(skb, offset, sent, left) ||
+	    !tlsnic_record_copy(record, from, plain, left) ||
+	    memcmp(plain, sent, left))
+		return 0;
+	return left;
+}
+
+/*
+ * Whether the payload of @skb, a TCP segment of records, is still or again what
+ * the records say: plaintext; -ENOENT if they are gone. Header, nonce and tag
+ * tell nothing. A few bytes of ciphertext may equal their plaintext by chance;
+ * encrypting them once more then changes nothing: their keystream is zero.
+ */
+int tlsnic_records_in_clear(const struct sk_buff *skb)
+{
+	struct tls_context *tls = tls_get_ctx(skb->sk);
+	struct tls_offload_context_tx *tx = tls_offload_ctx_tx(tls);
+	u32 offset = skb_tcp_all_headers(skb), left = TLSNIC_SAMPLE;
+	u32 seq = ntohl(tcp_hdr(skb)->seq), begin, end, from, part;
+	struct tls_record_info *record;
+	unsigned long flags;
+	int clear = 1;
+	u64 rcd_sn;
+
+	spin_lock_irqsave(&tx->lock, flags);
+	while (left && offset < skb->len) {
+		record = tls_get_record(tx, seq, &rcd_sn);
+		if (!record || tls_record_is_start_marker(record) ||
+		    before(seq, tls_record_start_seq(record))) {
+			clear = -ENOENT;
+			break;
+		}
+		from = seq - tls_record_start_seq(record);
+		begin = tls->prot_info.prepend_size;
+		end = record->len - tls->prot_info.tag_size;
+		part = min(record->len - from, skb->len - offset);
+		if (from < begin) {
+			part = min(begin - from, part);
+		} else if (from < end) {
+			part = min3(end - from, part, left);
+			if (!tlsnic_record_compare(record, from, skb, offset,
+						   part)) {
+				clear = 0;
+				break;
+			}
+			left -= part;
+		}
+		seq += part;
+		offset += part;
+	}
+	spin_unlock_irqrestore(&tx->lock, flags);
+	return clear;
 }

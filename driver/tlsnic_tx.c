@@ -112,6 +112,9 @@ netdev_tx_t tlsnic_start_xmit(struct sk_buff *skb, struct net_device *dev)
 	case TLSNIC_TX_RECORDS:
 		tlsnic_tx_tls(q, skb, skb->len - skb_tcp_all_headers(skb));
 		break;
+	case TLSNIC_TX_SETTLED:
+		tlsnic_tx_settled(q, skb);
+		break;
 	case TLSNIC_TX_UNKNOWN:
 		tlsnic_tx_drop(q, skb);
 		break;

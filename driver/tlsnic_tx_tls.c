@@ -15,8 +15,9 @@
  *
  * A packet that comes by way of another device was encrypted there, by the
  * kernel, and still belongs to its socket. It must not be encrypted again: with
- * AES-GCM that is decrypting. See tlsnic_tx_tls().
+ * AES-GCM that is decrypting. See tlsnic_tx_judge() and tlsnic_tx_tls().
  */
+#include <linux/if_vlan.h>
 #include <linux/slab.h>
 #include <linux/tcp.h>
 #include <net/ipv6.h>
@@ -206,14 +207,14 @@ static void tlsnic_tx_out_of_order(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
 	dev_kfree_skb_any(skb);
 }
 
-/* Ethernet, IP and TCP, with nothing between: else skb->transport_header lies */
+/* IP and TCP, with nothing between: else skb->transport_header lies */
 static bool tlsnic_tx_is_tcp(const struct sk_buff *skb)
 {
 	int offset = skb_network_offset(skb);
 	__be16 frag_off;
 	u8 protocol;
 
-	switch (skb->protocol) {
+	switch (vlan_get_protocol(skb)) {
 	case htons(ETH_P_IP):
 		protocol = ip_hdr(skb)->protocol;
 		offset += ip_hdrlen(skb);
@@ -229,43 +230,63 @@ static bool tlsnic_tx_is_tcp(const struct sk_buff *skb)
 	return protocol == IPPROTO_TCP && offset == skb_transport_offset(skb);
 }
 
-/*
- * What was received, decrypted, and turned around (XDP_TX, in the kernel's own
- * generic XDP) did not pass the core's sk_validate_xmit_skb(), whose test this
- * is: without a socket that knows what to do with it, it must not leave.
- */
-static bool tlsnic_tx_is_stray(const struct sk_buff *skb)
+/* Does @sk have records? After its device went down, too (tls_device_down) */
+static bool tlsnic_tx_is_tls(const struct sock *sk)
 {
-	const struct sock *sk = skb->sk;
+	const struct tcp_ulp_ops *ulp;
 
-	return skb->decrypted &&
-	       !(sk && sk_fullsock(sk) && sk->sk_validate_xmit_skb);
+	if (!sk || !sk_fullsock(sk) || !sk->sk_validate_xmit_skb)
+		return false;
+	ulp = READ_ONCE(inet_csk(sk)->icsk_ulp_ops);
+	return sk->sk_protocol == IPPROTO_TCP && ulp &&
+	       !strcmp(ulp->name, "tls");
 }
 
 /*
- * What an offloaded socket's packet holds. For any device but the socket's own,
- * and a bond above it, the core (tls_validate_xmit_skb) has encrypted it. What
- * changed packets on the way (tunnels, tags, xfrm) did not ask whether they
- * were. The core never clears skb->decrypted on tx: set, it only says that the
- * packet held records.
+ * What a packet holds. Records of a socket that this device offloads are its
+ * business. For any other device, and after the socket's own went down, the
+ * core encrypts (tls_validate_xmit_skb and _sw), but for each device on the way
+ * anew: what comes by way of a bond or a macvlan may have been encrypted twice,
+ * which with AES-GCM is not at all. Something else may have changed packets
+ * without asking whether they were encrypted (tunnels, tags, xfrm), or have
+ * turned one around that was received and decrypted (XDP_TX, past the core's
+ * sk_validate_xmit_skb).
+ *
+ * The core never clears skb->decrypted on tx: set, it says that there are
+ * records, no more.
  */
 enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
 				     const struct sk_buff *skb)
 {
-	struct net_device *own;
+	struct net_device *own = NULL;
 
-	if (unlikely(tlsnic_tx_is_stray(skb)))
-		return TLSNIC_TX_UNKNOWN;
-	if (!tls_is_skb_tx_device_offloaded(skb))
+	if (tls_is_skb_tx_device_offloaded(skb))
+		own = rcu_dereference_bh(tls_get_ctx(skb->sk)->netdev);
+	if (own == priv->dev && !eth_type_vlan(skb->protocol) &&
+	    tlsnic_tx_is_tcp(skb))
+		return skb->len == skb_tcp_all_headers(skb) ?
+			TLSNIC_TX_PLAIN : TLSNIC_TX_RECORDS;
+	if (likely(!skb->decrypted))
 		return TLSNIC_TX_PLAIN;
-	own = rcu_dereference_bh(tls_get_ctx(skb->sk)->netdev);
-	if (own && own != priv->dev)
-		return TLSNIC_TX_PLAIN;
-	if (!own || !tlsnic_tx_is_tcp(skb))
-		return skb->decrypted ? TLSNIC_TX_UNKNOWN : TLSNIC_TX_PLAIN;
-	if (skb->len == skb_tcp_all_headers(skb))
-		return TLSNIC_TX_PLAIN;
-	return TLSNIC_TX_RECORDS;
+	if (tlsnic_tx_is_tls(skb->sk) && tlsnic_tx_is_tcp(skb))
+		return TLSNIC_TX_SETTLED;
+	return TLSNIC_TX_UNKNOWN;
+}
+
+/* Records that are not for the device: see to it that they are encrypted */
+void tlsnic_tx_settled(struct tlsnic_txq *q, struct sk_buff *skb)
+{
+	int clear = tlsnic_records_in_clear(skb);
+
+	if (unlikely(clear < 0)) {
+		tlsnic_inc(q->priv, tx_tls_drop_no_sync_data);
+		dev_kfree_skb_any(skb);
+	} else if (unlikely(clear)) {
+		tlsnic_inc(q->priv, tx_tls_in_clear);
+		tlsnic_tx_software(q, skb);
+	} else {
+		tlsnic_tx_plain(q, skb);
+	}
 }
 
 /* The device does not follow source routes; one may be set at any time */

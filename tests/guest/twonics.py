@@ -23,11 +23,16 @@ JOIN = f"""
 ip link add {BRIDGE} type bridge
 for port in wire0 wire1; do
     ip link set $port master {BRIDGE}
-    bridge link set dev $port isolated on learning off
+    bridge link set dev $port isolated on
 done
 ip addr add {WIRE4}/24 dev {BRIDGE}
 ip -6 addr add {WIRE6}/64 dev {BRIDGE} nodad
 ip link set {BRIDGE} up
+"""
+# the bridge is not confused by packets that leave by a NIC which is not their address's
+PIN = f"""
+bridge link set dev wire0 learning off
+bridge link set dev wire1 learning off
 bridge fdb add {MACS[0]} dev wire0 master static
 bridge fdb add {MACS[1]} dev wire1 master static
 """
@@ -40,21 +45,17 @@ def shell(bed: Bed, *commands: str) -> None:
 
 
 @contextmanager
-def two_nics(assets: Assets, name: str) -> Iterator[Bed]:
-    """The bed; `bed.nic` is NIC 0, `bed.others[0]` NIC 1."""
+def two_nics(assets: Assets, name: str, *, bond: bool = False) -> Iterator[Bed]:
+    """The bed; `bed.nic` is NIC 0, `bed.others[0]` NIC 1. A `bond` has one address for both."""
     with held_wire() as held:
         held.run(["ip", "tuntap", "add", "dev", "wire1", "mode", "tap", "vnet_hdr"])
         with running(assets, name=name, wire=held, nics=2) as bed:
-            _join(bed, held)
+            held.run(["sh", "-ec", JOIN if bond else JOIN + PIN])
+            bed.wire = Wire(held.pid, BRIDGE)
+            receives(bed, "eth0")
+            # a link that goes down takes IPv6 addresses away otherwise
+            shell(bed, "sysctl -qw net.ipv6.conf.eth0.keep_addr_on_down=1", "ip link set eth1 up")
             yield bed
-
-
-def _join(bed: Bed, held: Wire) -> None:
-    held.run(["sh", "-ec", JOIN])
-    bed.wire = Wire(held.pid, BRIDGE)
-    receives(bed, "eth0")
-    # a link that goes down takes IPv6 addresses away otherwise
-    shell(bed, "sysctl -qw net.ipv6.conf.eth0.keep_addr_on_down=1", "ip link set eth1 up")
 
 
 def receives(bed: Bed, interface: str) -> None:
