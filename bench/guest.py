@@ -17,6 +17,7 @@ from testbed.setup import Assets
 from tests.guest.exchange import RECORD_OVERHEAD, Case, Running, Seen, exchange, traced
 
 RECORD: Final = 16384
+CUBIC: Final = {"options": {"TCP_CONGESTION": "cubic"}}  # of a peer that sends; guests do so by themselves
 AGREEMENT: Final = (
     0.005  # the share of records by which kernel and device may differ: each keeps its own copy of a byte
 )

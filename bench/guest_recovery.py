@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from bench.goals import CIPHERS, RX_PERSONALITIES, TX_PERSONALITIES, flat
-from bench.guest import RECORD, WatchedBed, first_record, recovered_after, transfer, watched
+from bench.guest import CUBIC, RECORD, WatchedBed, first_record, recovered_after, transfer, watched
 from bench.registry import Group, Measured, Session, interleaved
 from tests.guest.exchange import (
     EOF,
@@ -59,7 +59,14 @@ def rx(session: Session, guest: WatchedBed, personality: str, number: int) -> di
     lossy, after = session.scaled(128, 8), session.scaled(768, 128)
     size = (lossy + after) * RECORD
     cases = [
-        rx_case(f"{personality} {number} {cipher}", send(size), size=size, cipher=cipher, rec_seq=first_record(index))
+        rx_case(
+            f"{personality} {number} {cipher}",
+            send(size),
+            size=size,
+            cipher=cipher,
+            rec_seq=first_record(index),
+            peer_job=CUBIC,
+        )
         for index, cipher in enumerate(CIPHERS)
     ]
     scenario = LOSS.format(seed=SEED + number, end=lossy * (RECORD + RECORD_OVERHEAD))
@@ -112,7 +119,7 @@ def measure(session: Session) -> Iterator[Measured]:
         **{flat("rx_recovery_records", name): partial(rx, session, guest, name) for name in RX_PERSONALITIES},
         **{flat("tx_recovery_records", name): partial(tx, session, guest, name) for name in TX_PERSONALITIES},
     }
-    for name, results in interleaved(arms, session.rounds(1)).items():
+    for name, results in interleaved(arms, session.rounds(3)).items():
         for cipher in CIPHERS:
             yield Measured(flat(name, cipher), "records", [result[cipher] for result in results])
 

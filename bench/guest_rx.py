@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from bench.goals import RX_PERSONALITIES, flat
-from bench.guest import RECORD, WatchedBed, first_record, transfer, watched
+from bench.guest import CUBIC, RECORD, WatchedBed, first_record, transfer, watched
 from bench.registry import Group, Measured, Session, interleaved
 from tests.guest.exchange import rx_case, rx_personality, send
 
@@ -30,7 +30,9 @@ def share(session: Session, guest: WatchedBed, rate: str, personality: str, numb
     """One arm, once: per cent of records offloaded."""
     size = RECORD * session.scaled(256, 8)
     cases = [
-        rx_case(f"{rate} {personality} {number} {index}", send(size), size=size, rec_seq=first_record(index))
+        rx_case(
+            f"{rate} {personality} {number} {index}", send(size), size=size, rec_seq=first_record(index), peer_job=CUBIC
+        )
         for index in range(FLOWS)
     ]
     scenario = f'seed = {SEED + number}\n[rx]\nsegments = "wire"\n{RATES[rate]}\n'

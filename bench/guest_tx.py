@@ -71,7 +71,7 @@ def measure(session: Session) -> Iterator[Measured]:
         for name in TX_PERSONALITIES
         for where in WHERE
     }
-    for name, results in interleaved(arms, session.rounds(1)).items():
+    for name, results in interleaved(arms, session.rounds(3)).items():
         details = {"out_of_order_packets": [result["out_of_order"] for result in results]}
         for figure, unit in UNITS.items():
             yield Measured(name.format(figure), unit, [result[figure] for result in results], details=details)

@@ -10,7 +10,7 @@ certificate made for the run. JOB is one JSON object; lines of JSON come back: {
         side opens records with tx and seals them with rx. A missing direction is clear
     keylog: (openssl) file to which the session's secrets are appended in NSS format
     seed: names the stream that is sent; timeout: seconds for any one blocking call (default 60)
-    options: {"TCP_MAXSEG": n, ...} set before connecting or listening
+    options: {"TCP_MAXSEG": n, "TCP_CONGESTION": name, ...} set before connecting or listening
     first_seq: TCP's sequence number of the SYN, if it is this side that connects
     spoil: (raw) {"k": spot} flips a bit of the k-th record sent, counted from 0; spots: rawtls.SPOTS
     steps: list of {"do": verb, ...}, see the methods do_* of Session
@@ -322,7 +322,7 @@ def open_socket(job: dict[str, Any]) -> socket.socket:
     sock.settimeout(float(job.get("timeout", 60)))
     for name, value in job.get("options", {}).items():
         level = socket.IPPROTO_TCP if name.startswith("TCP_") else socket.SOL_SOCKET
-        sock.setsockopt(level, getattr(socket, name), value)
+        sock.setsockopt(level, getattr(socket, name), value.encode() if isinstance(value, str) else value)
     if "first_seq" in job:
         set_first_seq(sock, job["first_seq"])
     if "connect" in job:

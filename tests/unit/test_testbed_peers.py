@@ -109,7 +109,7 @@ def test_writes_apart_arrive() -> None:
     send = {"do": "send", "size": 3000, "records": [1000], "writes": [700], "apart": True}
     one, other = converse(
         "raw",
-        {**FLOW.as_job(), "options": {"TCP_MAXSEG": 536}, "steps": [send, {"do": "drain"}]},
+        {**FLOW.as_job(), "options": {"TCP_MAXSEG": 536, "TCP_CONGESTION": "reno"}, "steps": [send, {"do": "drain"}]},
         {**mirrored(FLOW), "steps": [{"do": "recv", "size": 3000}, {"do": "eof"}]},
     )
     assert (one["ok"], other["ok"]) == (True, True)
