@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from testbed.bed import Bed, running
-from testbed.errors import BedError
 from testbed.setup import prepare
 from testbed.stages import BUILD
 from tests.soak import disorder, sockets
 from tests.soak.invariants import Baseline
-from tests.soak.plan import FACTORS, settings
+from tests.soak.plan import FACTORS, Setting, settings
 
 FOLDER = BUILD / "soak"
 
@@ -45,17 +44,17 @@ class Job:
         began = time.monotonic()
         try:
             outcome = asdict(self.do(bed, capture, baseline))
-        except (AssertionError, BedError) as error:
+        except Exception as error:  # noqa: BLE001 - what goes wrong in one run is its result
             capture.with_suffix(".txt").write_text(traceback.format_exc())
-            self.result = {"ok": False, "error": str(error).split("\n")[0][:300]}
+            self.result = {"ok": False, "error": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
         else:
-            capture.unlink()
+            capture.unlink(missing_ok=True)
             self.result = {"ok": True, **outcome}
         self.result["seconds"] = round(time.monotonic() - began, 1)
         return bool(self.result["ok"])
 
 
-def disorder_job(number: int, seed: int, setting: Any) -> Job:
+def disorder_job(number: int, seed: int, setting: Setting) -> Job:
     """A run of the matrix, with a seed of its own."""
     own = seed * 1000 + number
     return Job(
@@ -89,12 +88,12 @@ def work(jobs: Sequence[Job], tell: Callable[[Job], None]) -> None:
     fresh.close()
 
 
-def line(job: Job, of: int, seed: int) -> str:
-    """What is said of a run."""
+def line(job: Job, of: int, again: str) -> str:
+    """What is said of a run; `again` repeats it."""
     found = dict(job.result)
     seconds = found.pop("seconds")
     if not found.pop("ok"):
-        return f"[{job.number}/{of}] {job.title}: FAILED, {found['error']} -- SEED={seed} ... ARGS='--run {job.number}'"
+        return f"[{job.number}/{of}] {job.title}: FAILED, {found['error']}; again: {again} --run {job.number}"
     told = ", ".join(
         f"{name} {value:.0%}" if name.endswith("share") else f"{name} {value}" for name, value in found.items()
     )
@@ -121,10 +120,11 @@ def main(argv: Sequence[str]) -> int:
     jobs = [job for job in jobs if not arguments.kernel or job.kernel in arguments.kernel]
     jobs.sort(key=lambda job: FACTORS["kernel"].index(job.kernel))
     FOLDER.mkdir(parents=True, exist_ok=True)
+    again = f"SEED={seed} python -m tests.soak --strength {arguments.strength} --sockets {arguments.sockets}"
     began = time.monotonic()
     print(f"{len(jobs)} of {of} runs, SEED={seed}", flush=True)
     for _, group in groupby(jobs, key=lambda job: job.kernel):
-        work(list(group), lambda job: print(line(job, of, seed), flush=True))
+        work(list(group), lambda job: print(line(job, of, again), flush=True))
     failed = [job.number for job in jobs if not job.result["ok"]]
     seconds = round(time.monotonic() - began)
     report = {"seed": seed, "runs": len(jobs), "failed": failed, "seconds": seconds}
