@@ -1,8 +1,8 @@
 """The device's own account of what it encrypted and decrypted, packet by packet: its capture, read along from a FIFO.
 
 The kernel tells by tracepoints which records it found wholly decrypted. Here the same is counted a second time, from
-the packets that passed between NIC and guest, each with the device's verdict. Of bytes that passed several times the
-first copy counts.
+the packets that passed between NIC and guest, each with the device's verdict. Of bytes that passed several times, that
+copy counts which TCP takes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,10 @@ SETTLE_SECONDS: Final = 60
 DONE: Final = {"tx": " encrypted", "rx": " decrypted"}
 _JUDGED: Final = {"tx": "wire0", "rx": "host0"}  # the view of a packet that has the verdict: the second
 _DIRECTIONS: Final = {"outbound": "tx", "inbound": "rx"}
-_MARK: Final = (b"\x01", b"\x02")
+_MARK: Final = (b"\0", b"\1")
+
+
+Stretch = tuple[int, int, bool]  # from, to, whether the device did it
 
 
 @dataclass
@@ -40,15 +44,39 @@ class Flow:
         """Of each record, whether the device did every byte; `ends` are the offsets behind them, the first is at 0."""
         base = self.packets[0][0]
         offsets = [(seq - base + (1 << 31)) % (1 << 32) - (1 << 31) for seq, _, _ in self.packets]
-        origin = min(offsets)
-        marks = bytearray(ends[-1])  # 0: not seen, 1: left alone, 2: by the device
-        for offset, (_, length, by_device) in zip(offsets, self.packets, strict=True):
-            low, high = offset - origin, min(offset - origin + length, ends[-1])
-            seen = marks[low:high]
-            marks[low:high] = (
-                bytes(mark or 1 + by_device for mark in seen) if any(seen) else _MARK[by_device] * len(seen)
-            )
-        return [marks.count(2, start, end) == end - start for start, end in zip((0, *ends), ends, strict=False)]
+        first = min(offsets)
+        stretches = (
+            (offset - first, offset - first + length, by_device)
+            for offset, (_, length, by_device) in zip(offsets, self.packets, strict=True)
+        )
+        marks = b"".join(_MARK[by_device] * (high - low) for low, high, by_device in taken(stretches))
+        return [
+            marks.count(_MARK[True], start, end) == end - start for start, end in zip((0, *ends), ends, strict=False)
+        ]
+
+
+def taken(packets: Iterable[Stretch]) -> list[Stretch]:
+    """The stream, gapless from 0, in those copies of its bytes that Linux' TCP takes (net/ipv4/tcp_input.c).
+
+    A packet in order is taken at once, also where parts of it are waiting already (tcp_data_queue); ahead of its turn
+    it waits, unless it adds nothing to another that does, and replaces what adds nothing to it (tcp_data_queue_ofo).
+    """
+    at = 0
+    found: list[Stretch] = []
+    waiting: list[Stretch] = []
+    for low, high, by_device in packets:
+        if low <= at < high:
+            found.append((at, high, by_device))
+            at = high
+        elif low > at and not any(first <= low and high <= last for first, last, _ in waiting):
+            waiting = [other for other in waiting if other[0] < low or high < other[1]]
+            insort(waiting, (low, high, by_device))
+        while waiting and waiting[0][0] <= at:
+            _, last, theirs = waiting.pop(0)
+            if last > at:
+                found.append((at, last, theirs))
+                at = last
+    return found
 
 
 class _Stream:

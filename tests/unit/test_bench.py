@@ -17,7 +17,7 @@ from bench.goals import GOALS, Goal
 from bench.guest import Disagreement, records_read, recovered_after
 from bench.registry import Measured, groups, interleaved, ratios
 from bench.results import Results, Surroundings, entry
-from bench.verdicts import Flow, Verdicts
+from bench.verdicts import Flow, Stretch, Verdicts, taken
 from nicdev.edge.capture import Capture
 from nicdev.nic import View
 from testbed.bed import Bed
@@ -105,7 +105,7 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_records_by_device_count_first_copies() -> None:
+def test_records_by_device() -> None:
     """Three records of 10 bytes, the sequence wraps; a later copy by the device does not make up for the first."""
     base = 2**32 - 5
     flow = Flow()
@@ -113,6 +113,21 @@ def test_records_by_device_count_first_copies() -> None:
         flow.packets.append(((base + offset) % 2**32, length, by_device))
     assert flow.records_by_device([10, 20, 30]) == [True, True, False]
     assert flow.records_by_device([10, 20, 31]) == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("packets", "found"),
+    [
+        ([(0, 4, True), (2, 6, False)], [(0, 4, True), (4, 6, False)]),  # an overlap at the front
+        ([(4, 6, True), (0, 5, False)], [(0, 5, False), (5, 6, True)]),  # in order, over one that waits
+        ([(4, 8, True), (5, 7, False), (0, 4, True)], [(0, 4, True), (4, 8, True)]),  # adds nothing
+        ([(5, 7, True), (4, 8, False), (0, 4, True)], [(0, 4, True), (4, 8, False)]),  # covers one that waits
+        ([(4, 7, True), (5, 9, False), (0, 4, True)], [(0, 4, True), (4, 7, True), (7, 9, False)]),  # both wait
+        ([(0, 4, True), (0, 4, False), (6, 8, True)], [(0, 4, True)]),  # again; behind a hole
+    ],
+)
+def test_copies_that_tcp_takes(packets: list[Stretch], found: list[Stretch]) -> None:
+    assert taken(packets) == found
 
 
 def traced(sock: str, number: int, encrypted: int, decrypted: int) -> str:
