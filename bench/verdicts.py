@@ -122,7 +122,7 @@ class Verdicts:
         parsed = parse(frame)
         judged = block.interface.options["if_name"] == _JUDGED[direction]
         with self._lock:
-            self._counts[direction] += not judged
+            self._counts[direction] += judged
             if not judged or parsed is None or parsed.payload == parsed.end:
                 return
             port = parsed.dport if direction == "tx" else parsed.sport
@@ -144,14 +144,17 @@ class Verdicts:
             self._flows = {}
 
     def _catch_up(self, bed: Bed) -> None:
-        """Until all that the NIC has counted was read, but for the verdict on the last packet, which has no data."""
+        """Until all that the NIC has counted was read; what it dropped has no verdict."""
         stats = bed.nic.stats()
+        want = {"tx": stats["tx_packets"], "rx": stats["rx_wire_packets"]}
+        for direction in want:
+            want[direction] -= sum(n for name, n in stats.items() if name.startswith(f"{direction}_drop_"))
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             with self._lock:
                 counts = Counter(self._counts)
-            if counts["tx"] >= stats["tx_packets"] and counts["rx"] >= stats["rx_wire_packets"]:
+            if all(counts[direction] >= want[direction] for direction in want):
                 return
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise BedError(f"the NIC's capture shows {dict(counts)} packets, its counters more")
+                raise BedError(f"the NIC's capture shows {dict(counts)} packets, its counters {want}")
             time.sleep(0.05)
