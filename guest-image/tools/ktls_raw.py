@@ -19,7 +19,7 @@ whose members override it; all connections run at once, each in a thread. The la
         {"do": "send", "size": n, "write": n, "more": bool, "how": ...}    "more": MSG_MORE on all writes but the last;
                                                     "how": see SENDERS of ktls_calls.py
         {"do": "sendfile", "size": n, "write": n}  the same stream, out of a file
-        {"do": "overwrite", "at": n, "data": hex}   change that file
+        {"do": "overwrite", "at": n, "data": hex}, {"do": "restore", "at": n, "size": n}    change that file
         {"do": "refused", "flags": n, "errno": name}    sending a byte with these MSG_... must fail so
         {"do": "record", "kind": n, "data": hex}    one control record
         {"do": "recv", "size": n, "read": n, "how": ...}    application data; control records on the way are noted;
@@ -219,6 +219,9 @@ class Connection:
 
     def do_overwrite(self, at, data):
         os.pwrite(self.file(), bytes.fromhex(data), at)
+
+    def do_restore(self, at, size):
+        os.pwrite(self.file(), self.outgoing[at : at + size], at)
 
     def do_refused(self, flags, errno):
         refused(errno, lambda: self.socket.send(b"x", flags))

@@ -297,17 +297,20 @@ def traced(bed: Bed, event: str) -> Iterator[list[str]]:
         lines += [line for line in found if not line.startswith("#")]
 
 
-def _counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str], Counter[str]]:
+def counters(bed: Bed) -> tuple[Counter[str], Counter[str], Counter[str], Counter[str]]:
+    """Now, of the kernel's TLS, of the driver, of the device, of the kernel's TCP."""
     tcp = json.loads(bed.agent.run(["nstat", "-aszj", "Tcp*"]).text)["kernel"]
     return Counter(bed.tls_stat()), Counter(bed.ethtool()), Counter(bed.nic.stats()), Counter(tcp)
 
 
-def _delta(after: Counter[str], before: Counter[str]) -> Counter[str]:
+def difference(after: Counter[str], before: Counter[str]) -> Counter[str]:
+    """What was counted between; `after` is overwritten."""
     after.subtract(before)
     return after
 
 
-def _guest_member(case: Case, peer_port: int) -> dict[str, Any]:
+def guest_member(case: Case, peer_port: int) -> dict[str, Any]:
+    """The job of the guest's end."""
     host = WIRE_HOSTS[case.family]
     if case.listen:
         place: dict[str, Any] = {"listen": ["::" if case.family != "4" else GUEST4, case.listen]}
@@ -346,7 +349,7 @@ def exchanging(bed: Bed, cases: Sequence[Case]) -> Iterator[Running]:
     """Start all cases; what is still going on at the end of the block is ended."""
     with ExitStack() as stack:
         peers = {case.seed: stack.enter_context(_peer(bed, case)) for case in cases if not case.listen}
-        members = [_guest_member(case, 0 if case.listen else peers[case.seed].port) for case in cases]
+        members = [guest_member(case, 0 if case.listen else peers[case.seed].port) for case in cases]
         tool = bed.agent.spawn(["python3", f"{TOOLS}/ktls_raw.py"])
         stack.callback(lambda: tool.kill() if tool.running else None)
         tool.write(json.dumps({"connections": members}).encode() + b"\n")
@@ -363,13 +366,13 @@ def exchange(
 ) -> Seen:
     """Run all cases to their end; `meanwhile` is called when they have begun."""
     seen = Seen(cases)
-    before = _counters(bed)
+    before = counters(bed)
     with WireCapture(bed.wire, capture_path) as capture, exchanging(bed, cases) as running:
         meanwhile(running)
         seen.contexts = running.wait()
         seen.guest = last_line(bytes(running.tool.stdout), bytes(running.tool.stderr))["connections"]
         seen.peers = [peer.result(TIMEOUT) for peer in running.peers]
-    seen.tls_stat, seen.driver, seen.nic, seen.tcp = map(_delta, _counters(bed), before)
+    seen.tls_stat, seen.driver, seen.nic, seen.tcp = map(difference, counters(bed), before)
     seen.report = decode(capture.path, _wire_keys(cases, running.peers))
     for case, peer in zip(cases, running.peers, strict=True):
         guest_end, peer_end = _ports(case, peer)

@@ -18,6 +18,7 @@ from scapy.layers.l2 import ARP, Ether
 MASK: Final = 0xFFFFFFFF
 HALF: Final = 1 << 31
 WAIT_SECONDS: Final = 20.0
+POLL: Final = 0.05  # seconds; what is waited for need not be a frame
 ECN_CE: Final = 3  # in the IP header's TOS (RFC 3168)
 
 
@@ -66,6 +67,7 @@ class TcpPeer:
         self.stream = bytearray()  # what came, in order
         self.sent = 0  # offset behind what was sent with `write`
         self.acked = 0  # offset that the other side has acknowledged
+        self.ended = False  # our FIN is sent
         self.finished = False  # the other side's FIN is reached
         self.was_reset = False
         self.connected = False
@@ -118,7 +120,14 @@ class TcpPeer:
     def acknowledge(self, upto: int | None = None, blocks: tuple[tuple[int, int], ...] = (), **fields: Any) -> None:
         """A pure ACK; `blocks` are offsets for SACK."""
         edges = tuple((self._their_first + 1 + edge) & MASK for block in blocks for edge in block)
-        self.segment(self.sent, ack=upto, options=[("SAck", edges)] if edges else [], **fields)
+        at = self.sent + self.ended
+        self.segment(at, ack=upto, options=[("SAck", edges)] if edges else [], **fields)
+
+    def finish(self, data: bytes = b"") -> None:
+        """The last bytes of the stream, and FIN with them."""
+        self.segment(self.sent, data, "FPA" if data else "FA")
+        self.sent += len(data)
+        self.ended = True
 
     def fragmentation_needed(self, mtu: int) -> None:
         """ICMP about the longest segment that came: a router behind this one has a smaller MTU (RFC 1191)."""
@@ -141,13 +150,13 @@ class TcpPeer:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"not within {seconds} s: {what}")
-            self.take(left)
+            self.take(min(left, POLL))
 
-    def take(self, seconds: float) -> None:
-        """Handle the next frame, if one comes in time."""
+    def take(self, seconds: float) -> bool:
+        """Handle the next frame, if one comes in time; whether one did."""
         frame = self._link.receive(seconds)
         if frame is None:
-            return
+            return False
         packet = Ether(frame)
         if ARP in packet and packet[ARP].op == 1 and packet[ARP].pdst == self.address:
             asked = packet[ARP]
@@ -155,6 +164,12 @@ class TcpPeer:
             self._link.send(bytes(Ether(src=self.mac, dst=asked.hwsrc) / answer))
         elif TCP in packet and packet[IP].dst == self.address and packet[TCP].dport == self.port:
             self._segment(packet)
+        return True
+
+    def hear(self, fits: Callable[[Heard], bool], what: str) -> None:
+        """Until a segment comes that fits; those that came before do not count."""
+        known = len(self.heard)
+        self.until(lambda: any(map(fits, self.heard[known:])), what)
 
     def accept(self) -> None:
         """Until the other side has connected."""
