@@ -22,6 +22,7 @@ from nicdev.virtio.ring import SplitRing
 
 BURST: Final = 64  # packets per call, so that no queue starves another
 NUM_BUFFERS_AT: Final = 10  # offset of num_buffers in virtio_net_hdr_v1
+_Buffer = tuple[int, list[memoryview]]  # head of a chain, and where to write
 
 
 class Port(Protocol):
@@ -66,10 +67,9 @@ class QueuePair:
         return True, ring.publish()
 
     def deliver(self, packet: Packet) -> bool:
-        """Put one packet into rx buffers, not yet published; False when there are too few. Raises RingError.
+        """Put one packet into rx buffers, not yet published. Raises RingError.
 
-        Buffers are merged (virtio 1.2, 5.1.6.4) only if the driver negotiated it: else the packet must fit one or is
-        dropped.
+        False when there are too few; then the guest was asked for a kick when there are more.
         """
         ring = self.rx
         stats = self.nic.stats.values
@@ -77,36 +77,45 @@ class QueuePair:
             stats[Counter.RX_DROP_QUEUE_DOWN] += 1
             return True
         need = len(packet.header) + len(packet.frame)
-        merge = bool(self.nic.features & features.VIRTIO_NET_F_MRG_RXBUF)
-        taken: list[tuple[int, list[memoryview], int]] = []
-        room = 0
-        while room < need and (merge or not taken):
-            element = ring.pop()
-            if element is None:
-                break
-            head, _, writable = element
-            size = sum(map(len, writable))
-            taken.append((head, writable, size))
-            room += size
-        if room < need:
-            if not merge and taken:
-                ring.push(taken[0][0], 0)
+        most = ring.num if self.nic.features & features.VIRTIO_NET_F_MRG_RXBUF else 1
+        taken, room = self._take(ring, need, most)
+        while room < need:
+            ring.unpop(len(taken))
+            if len(taken) == most:
                 stats[Counter.RX_DROP_TOO_BIG] += 1
                 return True
-            ring.unpop(len(taken))
-            return False
+            if not ring.want_kicks():
+                return False
+            taken, room = self._take(ring, need, most)
         self._fill(ring, packet, taken)
         stats[Counter.RX_PACKETS] += 1
         stats[Counter.RX_BYTES] += len(packet.frame)
         return True
 
     @staticmethod
-    def _fill(ring: SplitRing, packet: Packet, taken: list[tuple[int, list[memoryview], int]]) -> None:
+    def _take(ring: SplitRing, need: int, most: int) -> tuple[list[_Buffer], int]:
+        """Buffers for `need` bytes, but at most so many, and the room in them; less than that if there are no more.
+
+        Merging buffers (virtio 1.2, 5.1.6.4) is for the driver to allow.
+        """
+        taken: list[_Buffer] = []
+        room = 0
+        while room < need and len(taken) < most:
+            element = ring.pop()
+            if element is None:
+                break
+            head, _, writable = element
+            taken.append((head, writable))
+            room += sum(map(len, writable))
+        return taken, room
+
+    @staticmethod
+    def _fill(ring: SplitRing, packet: Packet, taken: list[_Buffer]) -> None:
         """Copy header (with num_buffers) and frame over the buffers and push them."""
         header = bytearray(packet.header)
         header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(taken).to_bytes(2, "little")
         pieces = [memoryview(header), packet.frame]
-        for head, writable, _ in taken:
+        for head, writable in taken:
             written = 0
             for view in writable:
                 at = 0

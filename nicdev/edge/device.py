@@ -173,7 +173,7 @@ class Device:
         for at, (queue, packet) in enumerate(packets):
             pair = self.pairs[queue] if self.pairs[queue].rx is not None else self.pairs[0]
             try:
-                if not pair.deliver(packet) and not self._retry(pair, packet):
+                if not pair.deliver(packet):
                     # The port's buffer is reused: what is held must be a copy.
                     self._held += [(q, Packet(bytes(p.header), memoryview(bytes(p.frame)))) for q, p in packets[at:]]
                     break
@@ -184,12 +184,6 @@ class Device:
         for index in touched:
             self._publish_rx(self.pairs[index])
         return not self._held
-
-    @staticmethod
-    def _retry(pair: QueuePair, packet: Packet) -> bool:
-        """The ring looked too short: ask for a kick, and look once more if buffers came meanwhile."""
-        ring = pair.rx
-        return ring is not None and ring.want_kicks() and pair.deliver(packet)
 
     def _publish_rx(self, pair: QueuePair) -> None:
         if pair.rx is not None and pair.rx.publish():

@@ -282,13 +282,13 @@ class SplitRing:
             self._used[_FLAGS] = VIRTQ_USED_F_NO_NOTIFY
 
     def want_kicks(self) -> bool:
-        """Ask for a kick when the next chain becomes available.
+        """Ask for a kick when a chain becomes available that `pop` has not come across, given back or not.
 
         True: one already has, no kick may come, `pop` again.
         """
         if self._event_idx:
-            self._used[self._avail_event_at] = self._next
+            self._used[self._avail_event_at] = self._seen
         else:
             self._used[_FLAGS] = 0
         full_barrier()
-        return self._avail[_IDX] != self._next
+        return self._avail[_IDX] != self._seen

@@ -9,6 +9,8 @@ import pytest
 from nicdev import abi
 from nicdev.nic import Packet
 from nicdev.queues import QueuePair
+from nicdev.stats import Counter
+from nicdev.virtio.features import VIRTIO_NET_F_MRG_RXBUF
 from tests.unit.test_nic import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
 from tests.unit.test_virtio_ring import DATA, make
 
@@ -71,3 +73,63 @@ def test_data_and_acknowledgements_arrive_as_they_came() -> None:
         assert packet.frame[:HEADERS] == frame[:HEADERS]
         assert len(packet.frame) == len(frame)
         assert bool(packet.header[0] & abi.HDR_F_EXT) is holds_record
+
+
+def frame_for(buffers: int) -> Packet:
+    """A packet that needs so many buffers of 100 bytes."""
+    return Packet(bytes(12), memoryview(bytes(100 * buffers - 12)))
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
+@pytest.mark.parametrize("start", [0, 65533])
+def test_a_packet_waits_for_more_buffers_than_there_are(start: int, event_idx: bool) -> None:
+    """The kick is for a buffer that was not there: those that were too few are known already."""
+    nic = make_nic()
+    nic.features = VIRTIO_NET_F_MRG_RXBUF
+    pair = QueuePair(0, nic)
+    queue, pair.rx = make(8, event_idx=event_idx, start=start)
+    pair.rx.want_kicks()
+    for at in range(2):
+        queue.add([], [(DATA + 100 * at, 100)])
+    assert queue.publish()
+    assert not pair.deliver(frame_for(4))
+    for wanted in (True, True):
+        queue.add([], [(DATA + 500, 100)])
+        assert queue.publish() is wanted
+        delivered = pair.deliver(frame_for(4))
+    assert delivered
+    pair.rx.publish()
+    assert [written for _, written in queue.collect()] == [100] * 4
+
+
+def test_buffers_that_come_while_it_looks_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, each between the look and the request for a kick: no kick is sent for them."""
+    nic = make_nic()
+    nic.features = VIRTIO_NET_F_MRG_RXBUF
+    pair = QueuePair(0, nic)
+    queue, ring = make(8, event_idx=True)
+    pair.rx = ring
+    wait = type(ring).want_kicks
+
+    def late(self: object) -> bool:
+        queue.add([], [(DATA, 100)])
+        queue.publish()
+        return wait(ring)
+
+    monkeypatch.setattr(type(ring), "want_kicks", late)
+    assert pair.deliver(frame_for(3))
+
+
+def test_a_packet_that_no_ring_of_this_size_can_take_is_dropped() -> None:
+    nic = make_nic()
+    nic.features = VIRTIO_NET_F_MRG_RXBUF
+    pair = QueuePair(0, nic)
+    queue, pair.rx = make(2, event_idx=True)
+    for at in range(2):
+        queue.add([], [(DATA + 100 * at, 100)])
+    queue.publish()
+    assert pair.deliver(frame_for(3))
+    assert nic.stats[Counter.RX_DROP_TOO_BIG] == 1
+    assert pair.deliver(frame_for(2))
+    pair.rx.publish()
+    assert len(queue.collect()) == 2
