@@ -67,6 +67,7 @@ def scripted(bed: Bed, case: Case, capture_path: Path, script: Script, **options
         finally:
             if tool.running:
                 tool.kill()
+                peer.segment(peer.sent, flags="R")  # or TCP would repeat what it has for minutes
         seen.guest = last_line(bytes(tool.stdout), bytes(tool.stderr))["connections"]
         seen.peers = [_heard(case, peer)]
     seen.tls_stat, seen.driver, seen.nic, seen.tcp = map(difference, counters(bed), before)

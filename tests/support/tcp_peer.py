@@ -177,11 +177,11 @@ class TcpPeer:
 
     def receive(self, size: int) -> None:
         """Until `size` bytes of the other side's stream have come."""
-        self.until(lambda: len(self.stream) >= size, f"{size} bytes; {len(self.stream)} came")
+        self.until(lambda: len(self.stream) >= size, f"{size} bytes")
 
     def all_acknowledged(self) -> None:
         """Until everything written is acknowledged."""
-        self.until(lambda: self.acked >= self.sent, f"an acknowledgement of {self.sent}; {self.acked} are")
+        self.until(lambda: self.acked >= self.sent, f"an acknowledgement of {self.sent}")
 
     def _segment(self, packet: Any) -> None:
         tcp = packet[TCP]

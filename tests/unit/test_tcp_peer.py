@@ -129,8 +129,8 @@ def test_acknowledgements_options_and_checksums() -> None:
     assert sum(words) % 0xFFFF == 0
     guest.say(1, ACK, ack=(0xFFFFFF01 + 2) % 2**32)
     peer.until(lambda: peer.acked == 2, "an acknowledgement")
-    with pytest.raises(TimeoutError, match="of 3; 2 are"):
-        peer.until(lambda: peer.acked == 3, "an acknowledgement of 3; 2 are", 0)
+    with pytest.raises(TimeoutError, match="acknowledgement"):
+        peer.until(lambda: peer.acked == 3, "an acknowledgement of 3", 0)
 
 
 def test_a_router_complains() -> None:
