@@ -96,9 +96,14 @@ class Flow:
         limit = whole if self.crowd.released else whole // 2
         try:
             while self.sent < limit:
-                self.sent += self.socket.send(self.outgoing[self.sent : min(self.sent + self.job["write"], limit)])
-                if self.sent == whole:
+                piece = self.outgoing[self.sent : min(self.sent + self.job["write"], limit)]
+                last = self.sent + len(piece) == whole
+                # what a call that does not block took may still wait in kTLS, where shutdown() forgets it
+                self.socket.setblocking(last)
+                self.sent += self.socket.send(piece)
+                if last:
                     self.socket.shutdown(socket.SHUT_WR)
+                    self.socket.setblocking(False)
         except BlockingIOError:
             self.watch(WRITE if self.ended else READ | WRITE)
             return
