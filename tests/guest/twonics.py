@@ -18,9 +18,10 @@ from testbed.setup import Assets
 from testbed.wire.namespace import Wire, held_wire
 
 BRIDGE = "br0"
+WIRE_MAC = "02:00:00:00:00:02"
 # isolated ports do not talk to each other: what one NIC floods does not come back by the other
 JOIN = f"""
-ip link add {BRIDGE} type bridge
+ip link add {BRIDGE} address {WIRE_MAC} type bridge
 for port in wire0 wire1; do
     ip link set $port master {BRIDGE}
     bridge link set dev $port isolated on
