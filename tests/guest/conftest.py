@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from testbed.assets.image import KERNELS
 from testbed.bed import Bed, running
 from testbed.setup import Assets, prepare
 from testbed.stages import BUILD
@@ -45,19 +44,6 @@ def bed(shared_bed: Bed) -> Iterator[Bed]:
     """The session's guest; after the test nothing of it may be left and nothing may have broken."""
     yield shared_bed
     assert_settled(shared_bed)
-
-
-@pytest.fixture(scope="session", params=KERNELS)
-def shared_any_kernel(request: pytest.FixtureRequest) -> Iterator[Bed]:
-    with running(prepare(request.param), name=f"test-any-{request.param}") as bed:
-        yield bed
-
-
-@pytest.fixture
-def any_kernel(shared_any_kernel: Bed) -> Iterator[Bed]:
-    """As `bed`, on each kernel in turn."""
-    yield shared_any_kernel
-    assert_settled(shared_any_kernel)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from testbed.bed import Bed
+from testbed.bed import WIRE4, Bed
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -33,10 +33,12 @@ from tests.guest.exchange import (
     Seen,
     Step,
     recv,
+    rx_personality,
     send,
     traced,
 )
 
+WIRE4_NET, WIRE6_NET = "198.51.100.0/24", "2001:db8:1::/64"
 SIZE: Final = 1000  # plaintext of a record
 LENGTH: Final = SIZE + RECORD_OVERHEAD
 HARDWARE: Final = ("driver-req", "driver-req-async", "core-next-hint")
@@ -180,6 +182,35 @@ def tracing(bed: Bed) -> Iterator[dict[int, TracedFlow]]:
     with traced(bed, "tls:*") as lines:
         yield found
     found |= flows_of(lines)
+
+
+def _routes(bed: Bed, *how: str) -> None:
+    for argv in (
+        ("-4", WIRE4_NET, "scope", "link", "src", WIRE4),
+        ("-6", WIRE6_NET, "metric", "256"),
+    ):
+        bed.wire.run(["ip", argv[0], "route", "change", *argv[1:], "dev", bed.wire.interface, "proto", "kernel", *how])
+
+
+@contextmanager
+def unhurried(bed: Bed) -> Iterator[None]:
+    """The peers' TCP repeats nothing for ten seconds: on a busy machine it would put packets where none belongs."""
+    probes = "/proc/sys/net/ipv4/tcp_early_retrans"
+    before = bed.wire.run(["cat", probes])
+    _routes(bed, "rto_min", "10s")
+    bed.wire.run(["sh", "-c", f"echo 0 >{probes}"])
+    try:
+        yield
+    finally:
+        bed.wire.run(["sh", "-c", f"echo {before} >{probes}"])
+        _routes(bed)
+
+
+@contextmanager
+def resyncing(bed: Bed, personality: str, faults: str) -> Iterator[dict[int, TracedFlow]]:
+    """New contexts are of this personality, and these faults happen alone; gives what `tracing` does."""
+    with rx_personality(bed, personality), bed.nic.faults(faults), unhurried(bed), tracing(bed) as flows:
+        yield flows
 
 
 def consistent(seen: Seen, flows: dict[int, TracedFlow], skipped: int = 0, size: int = SIZE) -> None:

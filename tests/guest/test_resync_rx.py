@@ -19,8 +19,8 @@ from tests.guest.resync_rx import (
     lockstep,
     lockstep_case,
     lockstep_flows,
+    resyncing,
     rule,
-    tracing,
 )
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -61,11 +61,11 @@ EACH = pytest.mark.parametrize("personality", COURSE)
 @pytest.mark.conformance(104)
 @pytest.mark.conformance(105)
 @pytest.mark.conformance(106)
-def test_a_lost_place_is_found(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_lost_place_is_found(bed: Bed, capture_path: Path, personality: str) -> None:
     """IPv4, IPv6 and IPv4-mapped at once: each flow gets answers about its own records and goes on exactly there."""
     cases = lockstep_flows(personality, RECORDS)
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(LOST)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
+    with resyncing(bed, personality, desync(LOST)) as flows:
+        seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
     by_software, answers = COURSE[personality]
     for case in cases:
@@ -78,11 +78,11 @@ def test_a_lost_place_is_found(any_kernel: Bed, capture_path: Path, personality:
     assert driver["rx_tls_resync_req_start"] == nic["rx_tls_resync_started"] == attempts
     assert driver["rx_tls_resync_req_end"] == nic["rx_tls_resync_guessed"] == attempts
     assert nic["fault_desynced"] == nic["rx_tls_resynced"] == len(cases)
-    assert any_kernel.ethtool()["rx_tls_ctx"] - any_kernel.ethtool()["rx_tls_del"] == 0
+    assert bed.ethtool()["rx_tls_ctx"] - bed.ethtool()["rx_tls_del"] == 0
 
 
 @pytest.mark.conformance(78)
-def test_the_personality_changes_under_live_contexts(any_kernel: Bed, capture_path: Path) -> None:
+def test_the_personality_changes_under_live_contexts(bed: Bed, capture_path: Path) -> None:
     """A context keeps the way of the time when it was made; four of different times find their places side by side."""
     cases = []
     for n, personality in enumerate(COURSE):
@@ -94,13 +94,13 @@ def test_the_personality_changes_under_live_contexts(any_kernel: Bed, capture_pa
     def change(run: Running) -> None:
         run.guest_waits()
         for personality in COURSE:
-            with rx_personality(any_kernel, personality):
+            with rx_personality(bed, personality):
                 run.go_on()
                 run.guest_waits()
         run.go_on()
 
-    with any_kernel.nic.faults(desync(LOST)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path, change)
+    with resyncing(bed, "ideal", desync(LOST)) as flows:
+        seen = exchange(bed, cases, capture_path, change)
     consistent(seen, flows)
     for case in cases:
         assert (flows[case.rec_seq].by_software, flows[case.rec_seq].answers(case.seed)) == COURSE[case.seed]
@@ -108,31 +108,31 @@ def test_the_personality_changes_under_live_contexts(any_kernel: Bed, capture_pa
 
 @pytest.mark.conformance(102)
 @pytest.mark.parametrize("personality", ["driver-req", "driver-req-async"])
-def test_questions_through_every_queue(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_questions_through_every_queue(bed: Bed, capture_path: Path, personality: str) -> None:
     """Sixteen flows spread over both queues; answers leave by one of them."""
     cases = [lockstep_case(f"{personality} {n}", RECORDS, n << 20) for n in range(16)]
-    before = any_kernel.ethtool()
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(LOST)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
+    before = bed.ethtool()
+    with resyncing(bed, personality, desync(LOST)) as flows:
+        seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
     for flow in flows.values():
         assert (flow.by_software, flow.answers(personality)) == COURSE[personality]
-    after = any_kernel.ethtool()
+    after = bed.ethtool()
     assert min(after[f"rx{queue}_packets"] - before[f"rx{queue}_packets"] for queue in (0, 1)) >= RECORDS
 
 
 @pytest.mark.conformance(8)
 @pytest.mark.conformance(42)
 @EACH
-def test_a_socket_without_context_asks_for_nothing(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_socket_without_context_asks_for_nothing(bed: Bed, capture_path: Path, personality: str) -> None:
     """The table is full: software decrypts, segments are lost, and nobody talks of resync."""
     size = 400 * SIZE
     how = {"records": [SIZE], "writes": [LENGTH], "apart": True}
     scenario = rule("refuse-add", direction="rx", status="table-full")
     alone = rx_case("refused", send(size, **how), size=size)
     loss = '\n[rx]\nsegments = "wire"\ndrop = 0.02\n'
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(loss + scenario):
-        seen = exchange(any_kernel, [alone], capture_path)
+    with rx_personality(bed, personality), bed.nic.faults(loss + scenario):
+        seen = exchange(bed, [alone], capture_path)
     seen.arrived()
     assert seen.guest[0]["rxconf"] == "sw"
     assert seen.nic["fault_dropped"] > 0
@@ -145,14 +145,14 @@ def test_a_socket_without_context_asks_for_nothing(any_kernel: Bed, capture_path
 @pytest.mark.conformance(40)
 @pytest.mark.conformance(60)
 @pytest.mark.conformance(90)
-def test_a_verdict_that_is_withheld(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_verdict_that_is_withheld(bed: Bed, capture_path: Path, personality: str) -> None:
     """One of a record's packets is handed over as on the wire: the kernel mends the record, nothing is asked."""
     half = LENGTH // 2 + 1
     guest, peer = lockstep(RECORDS, writes=[half], apart=True)
     case = Case("withheld", [ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), rec_seq=1 << 40)
     scenario = rule("withhold-verdict", name="first", record=4) + rule("withhold-verdict", record=8, nth=2)
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(scenario), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, personality, scenario) as flows:
+        seen = exchange(bed, [case], capture_path)
     seen.arrived()
     seen.kernel_offloads()
     assert seen.nic["fault_verdicts"] == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
-from tests.guest.exchange import exchange, rx_personality
+from tests.guest.exchange import exchange
 from tests.guest.resync_rx import (
     behind_case,
     consistent,
@@ -21,8 +21,8 @@ from tests.guest.resync_rx import (
     go_on_when_passed,
     lockstep_case,
     lockstep_flows,
+    resyncing,
     rule,
-    tracing,
 )
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -32,12 +32,12 @@ LOST = 10
 
 
 @pytest.mark.conformance(81)
-def test_back_off_while_the_device_ignores_hints(any_kernel: Bed, capture_path: Path) -> None:
+def test_back_off_while_the_device_ignores_hints(bed: Bed, capture_path: Path) -> None:
     """It never takes up a hint: 2, 4, 8 and so on to 128 records lie between one and the next, then always 128."""
     cases = lockstep_flows("deaf", 420)
     faults = desync(LOST) + rule("lose-answer", count="all")
-    with rx_personality(any_kernel, HINT), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
+    with resyncing(bed, HINT, faults) as flows:
+        seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
     for flow in flows.values():
         answers = flow.answers(HINT)
@@ -49,12 +49,12 @@ def test_back_off_while_the_device_ignores_hints(any_kernel: Bed, capture_path: 
 
 @pytest.mark.conformance(79)
 @pytest.mark.conformance(81)
-def test_back_off_ends_with_a_record_of_the_device(any_kernel: Bed, capture_path: Path) -> None:
+def test_back_off_ends_with_a_record_of_the_device(bed: Bed, capture_path: Path) -> None:
     """Four hints are lost, the fifth arrives; when the device loses its place again, the kernel begins at 2."""
     case = lockstep_case("again", 120, 1 << 33)
     faults = desync(LOST) + desync(80).replace("[[rule]]", '[[rule]]\nname = "again"') + rule("lose-answer", count=4)
-    with rx_personality(any_kernel, HINT), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, HINT, faults) as flows:
+        seen = exchange(bed, [case], capture_path)
     consistent(seen, flows)
     (flow,) = flows.values()
     assert flow.answers(HINT) == [13, 15, 19, 27, 43, 83]
@@ -64,16 +64,16 @@ def test_back_off_ends_with_a_record_of_the_device(any_kernel: Bed, capture_path
 @pytest.mark.conformance(75)
 @pytest.mark.conformance(79)
 @pytest.mark.conformance(80)
-def test_the_kernel_waits_until_the_socket_is_drained(any_kernel: Bed, capture_path: Path) -> None:
+def test_the_kernel_waits_until_the_socket_is_drained(bed: Bed, capture_path: Path) -> None:
     """The application is behind: told of the third record, the kernel delays the hint for each that waits behind it.
 
     The device resumes exactly at the first record that was sent after that.
     """
     waiting = 50
     case = behind_case("behind", waiting, waiting + 20, 1 << 34)
-    meanwhile = go_on_when_passed(any_kernel, waiting - LOST)
-    with rx_personality(any_kernel, HINT), any_kernel.nic.faults(desync(LOST)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path, meanwhile)
+    meanwhile = go_on_when_passed(bed, waiting - LOST)
+    with resyncing(bed, HINT, desync(LOST)) as flows:
+        seen = exchange(bed, [case], capture_path, meanwhile)
     consistent(seen, flows)
     (flow,) = flows.values()
     assert flow.by_software == list(range(LOST, waiting))
@@ -85,12 +85,12 @@ def test_the_kernel_waits_until_the_socket_is_drained(any_kernel: Bed, capture_p
 
 
 @pytest.mark.conformance(107)
-def test_a_hint_of_no_use_is_refused(any_kernel: Bed, capture_path: Path) -> None:
+def test_a_hint_of_no_use_is_refused(bed: Bed, capture_path: Path) -> None:
     """Three verdicts are withheld: the kernel believes the device lost, but it is not; the driver counts."""
     case = lockstep_case("knows", 30, 1 << 35)
     faults = "".join(rule("withhold-verdict", name=f"of {record}", record=record) for record in (10, 11, 12))
-    with rx_personality(any_kernel, HINT), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, HINT, faults) as flows:
+        seen = exchange(bed, [case], capture_path)
     consistent(seen, flows, skipped=1)
     (flow,) = flows.values()
     assert flow.by_software == [10, 11, 12]

@@ -34,8 +34,8 @@ from tests.guest.resync_rx import (
     lockstep,
     lockstep_case,
     lockstep_flows,
+    resyncing,
     rule,
-    tracing,
 )
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -50,12 +50,12 @@ ANSWERED = {REQ: LOST, ASYNC: LOST + 2}
 @pytest.mark.parametrize("personality", [REQ, ASYNC])
 @pytest.mark.conformance(74)
 @pytest.mark.conformance(75)
-def test_an_answer_that_is_late(any_kernel: Bed, capture_path: Path, personality: str, late: int) -> None:
+def test_an_answer_that_is_late(bed: Bed, capture_path: Path, personality: str, late: int) -> None:
     """The device has counted the records since, and goes on with the right number."""
     cases = lockstep_flows(f"{personality} {late}", LOST + late + 20)
     faults = desync(LOST) + rule("delay-answer", records=late, count="all")
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
+    with resyncing(bed, personality, faults) as flows:
+        seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
     for flow in flows.values():
         assert flow.answers(personality) == [LOST]
@@ -69,13 +69,13 @@ def test_an_answer_that_is_late(any_kernel: Bed, capture_path: Path, personality
 @pytest.mark.conformance(71)
 @pytest.mark.conformance(72)
 @pytest.mark.conformance(77)
-def test_a_guess_that_is_late(any_kernel: Bed, capture_path: Path, late: int) -> None:
+def test_a_guess_that_is_late(bed: Bed, capture_path: Path, late: int) -> None:
     """The kernel has read the record long before it is named, but noted it, and counted the records since."""
     cases = lockstep_flows(f"guess {late}", 80)
     ends = [rule("delay-request", name=f"end {flow}", flow=flow, records=late, nth=2) for flow in (1, 2, 3)]
     faults = "".join([desync(LOST), *ends])
-    with rx_personality(any_kernel, ASYNC), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
+    with resyncing(bed, ASYNC, faults) as flows:
+        seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
     assert seen.nic["fault_requests_delayed"] == seen.driver["rx_tls_resync_req_end"] == len(cases)
     for flow in flows.values():
@@ -86,7 +86,7 @@ def test_a_guess_that_is_late(any_kernel: Bed, capture_path: Path, late: int) ->
 @pytest.mark.parametrize("late", [0, 40])
 @pytest.mark.conformance(71)
 @pytest.mark.conformance(72)
-def test_more_records_than_the_kernel_notes(any_kernel: Bed, capture_path: Path, late: int) -> None:
+def test_more_records_than_the_kernel_notes(bed: Bed, capture_path: Path, late: int) -> None:
     """The attempt opens with a packet of twenty records: the kernel notes thirteen of them, and counts all."""
     size, together = 30, 20
     rounds = [send(size * together, records=[size], writes=[1 << 16]), recv(1)] * 12
@@ -99,8 +99,8 @@ def test_more_records_than_the_kernel_notes(any_kernel: Bed, capture_path: Path,
     )
     lost = 5 * together
     faults = desync(lost) + (rule("delay-request", records=late, nth=2) if late else "")
-    with rx_personality(any_kernel, ASYNC), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, ASYNC, faults) as flows:
+        seen = exchange(bed, [case], capture_path)
     consistent(seen, flows, size=size)
     (flow,) = flows.values()
     assert flow.answers(ASYNC, size + RECORD_OVERHEAD) == [lost]
@@ -110,13 +110,13 @@ def test_more_records_than_the_kernel_notes(any_kernel: Bed, capture_path: Path,
 @pytest.mark.parametrize("personality", [REQ, ASYNC, IDEAL])
 @pytest.mark.conformance(73)
 @pytest.mark.conformance(74)
-def test_a_host_that_is_behind(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_host_that_is_behind(bed: Bed, capture_path: Path, personality: str) -> None:
     """The application reads nothing while 40 records arrive: asked about one the kernel has yet to come to."""
     waiting = 50
     case = behind_case(f"behind {personality}", waiting, waiting + 20, 1 << 34)
-    meanwhile = go_on_when_passed(any_kernel, waiting - LOST)
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(LOST)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path, meanwhile)
+    meanwhile = go_on_when_passed(bed, waiting - LOST)
+    with resyncing(bed, personality, desync(LOST)) as flows:
+        seen = exchange(bed, [case], capture_path, meanwhile)
     consistent(seen, flows)
     (flow,) = flows.values()
     if personality == IDEAL:  # a second question, about the first record of the next round, confirms
@@ -131,15 +131,15 @@ def test_a_host_that_is_behind(any_kernel: Bed, capture_path: Path, personality:
 @pytest.mark.parametrize("what", ["lose-answer", "lose-request", "delay-request"])
 @pytest.mark.conformance(76)
 @pytest.mark.conformance(77)
-def test_what_is_never_answered_is_asked_anew(any_kernel: Bed, capture_path: Path, personality: str, what: str) -> None:
+def test_what_is_never_answered_is_asked_anew(bed: Bed, capture_path: Path, personality: str, what: str) -> None:
     """Lost, or asked about a record that the kernel has read: the device gives up after 256 records, and comes back."""
     records = 300
     case = lockstep_case(f"{what} {personality}", records, 1 << 36)
     how = {"records": 3} if what == "delay-request" else {}
     count = 2 if personality == ASYNC and what != "lose-answer" else 1  # start and end
     faults = desync(LOST) + rule(what, count=count, **how)
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, personality, faults) as flows:
+        seen = exchange(bed, [case], capture_path)
     consistent(seen, flows)
     (flow,) = flows.values()
     *first, last = flow.answers(personality)
@@ -150,12 +150,12 @@ def test_what_is_never_answered_is_asked_anew(any_kernel: Bed, capture_path: Pat
 
 
 @pytest.mark.conformance(76)
-def test_ideal_asks_again(any_kernel: Bed, capture_path: Path) -> None:
+def test_ideal_asks_again(bed: Bed, capture_path: Path) -> None:
     """An answer is lost: the next question comes long before a hundred records have passed."""
     case = lockstep_case("ideal again", 150, 1 << 37)
     faults = desync(LOST) + rule("lose-answer")
-    with rx_personality(any_kernel, IDEAL), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, IDEAL, faults) as flows:
+        seen = exchange(bed, [case], capture_path)
     consistent(seen, flows)
     (flow,) = flows.values()
     assert len(flow.answers(IDEAL)) == 3
@@ -165,12 +165,12 @@ def test_ideal_asks_again(any_kernel: Bed, capture_path: Path) -> None:
 
 @pytest.mark.conformance(70)
 @pytest.mark.conformance(105)
-def test_an_attempt_that_starts_while_another_is_open(any_kernel: Bed, capture_path: Path) -> None:
+def test_an_attempt_that_starts_while_another_is_open(bed: Bed, capture_path: Path) -> None:
     """The end of the first one is lost: the driver cancels it when the device starts a second."""
     case = lockstep_case("second start", 300, 1 << 38)
     faults = desync(LOST) + rule("lose-request", nth=2)
-    with rx_personality(any_kernel, ASYNC), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, ASYNC, faults) as flows:
+        seen = exchange(bed, [case], capture_path)
     consistent(seen, flows)
     (flow,) = flows.values()
     assert len(flow.answers(ASYNC)) == 1
@@ -183,7 +183,7 @@ def test_an_attempt_that_starts_while_another_is_open(any_kernel: Bed, capture_p
 @pytest.mark.conformance(70)
 @pytest.mark.conformance(101)
 @pytest.mark.conformance(105)
-def test_a_socket_that_closes_in_the_middle(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_socket_that_closes_in_the_middle(bed: Bed, capture_path: Path, personality: str) -> None:
     """Closed with an answer on its way, or (async) an attempt without end: nothing of it meets the slot's next flow."""
 
     def case(seed: str, records: int, number: int) -> Case:
@@ -194,15 +194,14 @@ def test_a_socket_that_closes_in_the_middle(any_kernel: Bed, capture_path: Path,
 
     def look(run: Running) -> None:
         run.guest_waits()
-        slots.extend((context["slot"], context["generation"]) for context in any_kernel.nic.contexts())
+        slots.extend((context["slot"], context["generation"]) for context in bed.nic.contexts())
         run.go_on()
 
     faults = desync(LOST) + rule("delay-answer", records=5, count="all")
-    with rx_personality(any_kernel, personality):
-        with any_kernel.nic.faults(faults), tracing(any_kernel) as closed:
-            before = exchange(any_kernel, [case("closes", LOST + 2, 1 << 39)], capture_path, look)
-        with tracing(any_kernel) as following:
-            after = exchange(any_kernel, [case("follows", 60, 2)], capture_path, look)
+    with resyncing(bed, personality, faults) as closed:
+        before = exchange(bed, [case("closes", LOST + 2, 1 << 39)], capture_path, look)
+    with resyncing(bed, personality, "") as following:
+        after = exchange(bed, [case("follows", 60, 2)], capture_path, look)
     consistent(before, closed)
     consistent(after, following)
     assert slots[0][0] == slots[1][0]
@@ -217,10 +216,10 @@ def test_a_socket_that_closes_in_the_middle(any_kernel: Bed, capture_path: Path,
 
 @pytest.mark.conformance(70)
 @pytest.mark.conformance(105)
-def test_a_device_that_never_ends_an_attempt(any_kernel: Bed, capture_path: Path) -> None:
+def test_a_device_that_never_ends_an_attempt(bed: Bed, capture_path: Path) -> None:
     """The kernel would complain about 65535 records in an attempt; as many wait when the application begins to read."""
     records = 70_000
-    any_kernel.agent.run(["sh", "-c", "echo 16777216 >/proc/sys/net/core/rmem_max"])
+    bed.agent.run(["sh", "-c", "echo 16777216 >/proc/sys/net/core/rmem_max"])
     peer = [ASKED, send(records, records=[1], writes=[30_000]), SHUTDOWN]
     case = Case(
         "endless",
@@ -229,19 +228,19 @@ def test_a_device_that_never_ends_an_attempt(any_kernel: Bed, capture_path: Path
         dirs=("rx",),
         guest_job={"options": {"SO_RCVBUF": 12 << 20}},
     )
-    before = any_kernel.nic.stats()["rx_bytes"]
+    before = bed.nic.stats()["rx_bytes"]
 
     def meanwhile(run: Running) -> None:
         run.guest_waits()
         wait_until(
-            lambda: any_kernel.nic.stats()["rx_bytes"] - before > records * RECORD_OVERHEAD,
+            lambda: bed.nic.stats()["rx_bytes"] - before > records * RECORD_OVERHEAD,
             "all that is sent has arrived",
         )
         run.go_on()
 
     faults = desync(1000) + rule("lose-request", nth=2, count="all")
-    with rx_personality(any_kernel, ASYNC), any_kernel.nic.faults(faults):
-        seen = exchange(any_kernel, [case], capture_path, meanwhile)
+    with rx_personality(bed, ASYNC), bed.nic.faults(faults):
+        seen = exchange(bed, [case], capture_path, meanwhile)
     seen.arrived()
     seen.kernel_offloads()
     assert seen.nic["rx_tls_records"] < records / 2

@@ -29,7 +29,7 @@ from tests.guest.exchange import (
     rx_personality,
     send,
 )
-from tests.guest.resync_rx import HARDWARE, LENGTH, SIZE, desync, lockstep, rule, tracing
+from tests.guest.resync_rx import HARDWARE, LENGTH, SIZE, desync, lockstep, resyncing, rule, tracing
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -77,12 +77,12 @@ def decoy(cipher: str, records: int) -> tuple[str, int]:
 @pytest.mark.conformance(65)
 @pytest.mark.conformance(70)
 @pytest.mark.conformance(76)
-def test_a_decoy(any_kernel: Bed, capture_path: Path, personality: str, cipher: str) -> None:
+def test_a_decoy(bed: Bed, capture_path: Path, personality: str, cipher: str) -> None:
     """The first thing the lost device finds is ciphertext: the kernel says nothing to that, and the device goes on."""
     seed, record = decoy(cipher, 40)
     case = streamed_then_lockstep(seed, 60, SIZE, {"writes": [CUT], "apart": True}, cipher=cipher)
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(record)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, [case], capture_path)
+    with resyncing(bed, personality, desync(record)) as flows:
+        seen = exchange(bed, [case], capture_path)
     seen.arrived()
     seen.kernel_offloads()
     (flow,) = flows.values()
@@ -108,16 +108,16 @@ HOLED: dict[str, Any] = {"name": "lost", "direction": "rx", "local": f"[{GUEST6}
 @pytest.mark.conformance(57)
 @pytest.mark.conformance(59)
 @pytest.mark.conformance(60)
-def test_a_lost_segment_without_header(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_lost_segment_without_header(bed: Bed, capture_path: Path, personality: str) -> None:
     """Of one of two flows: nothing is asked, the kernel mends that record, and the next ones are the device's."""
     cases = [
         rx_case(f"payload {family}", send(60 * BIG, records=[BIG]), size=60 * BIG, family=family, rec_seq=n << 32)
         for n, family in enumerate("46")
     ]
     faults = '[rx]\nsegments = "wire"\n' + rule("drop", **HOLED, part="payload", byte=3000)
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(faults), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
-        assert any_kernel.nic.fault_rules() == {"lost": 1}
+    with rx_personality(bed, personality), bed.nic.faults(faults), tracing(bed) as flows:
+        seen = exchange(bed, cases, capture_path)
+        assert bed.nic.fault_rules() == {"lost": 1}
     seen.arrived()
     seen.kernel_offloads()
     whole, holed = flows[0], flows[1 << 32]
@@ -135,7 +135,7 @@ def test_a_lost_segment_without_header(any_kernel: Bed, capture_path: Path, pers
 @pytest.mark.conformance(61)
 @pytest.mark.conformance(62)
 @pytest.mark.conformance(75)
-def test_a_lost_segment_with_a_header(any_kernel: Bed, capture_path: Path, personality: str, part: str) -> None:
+def test_a_lost_segment_with_a_header(bed: Bed, capture_path: Path, personality: str, part: str) -> None:
     """Of one of two flows, together with what TCP repeats, for a while: only that flow asks, and comes back."""
     cases = [
         streamed_then_lockstep(f"{part} {family}", 100, BIG, {}, family=family, rec_seq=n << 32)
@@ -143,12 +143,12 @@ def test_a_lost_segment_with_a_header(any_kernel: Bed, capture_path: Path, perso
     ]
     lost = rule("drop", **HOLED, part=part, retransmissions=True, count=2)
     with (
-        rx_personality(any_kernel, personality),
-        any_kernel.nic.faults('[rx]\nsegments = "wire"\n' + lost),
-        tracing(any_kernel) as flows,
+        rx_personality(bed, personality),
+        bed.nic.faults('[rx]\nsegments = "wire"\n' + lost),
+        tracing(bed) as flows,
     ):
-        seen = exchange(any_kernel, cases, capture_path)
-        assert any_kernel.nic.fault_rules() == {"lost": 2}
+        seen = exchange(bed, cases, capture_path)
+        assert bed.nic.fault_rules() == {"lost": 2}
     seen.arrived()
     seen.kernel_offloads()
     whole, holed = flows[0], flows[1 << 32]
@@ -169,7 +169,7 @@ DISTURBED, SETTLING, AFTERWARDS = 300_000, 256, 300  # bytes, records, records
 @pytest.mark.conformance(41)
 @pytest.mark.conformance(75)
 @pytest.mark.conformance(81)
-def test_back_within_256_records(any_kernel: Bed, capture_path: Path, personality: str, record: int) -> None:
+def test_back_within_256_records(bed: Bed, capture_path: Path, personality: str, record: int) -> None:
     """One segment in twenty is lost; when no more are, at most 256 records pass until the device has every one."""
     disturbed = -(-DISTURBED // record)
     stretches = [disturbed * record, SETTLING * record, AFTERWARDS * record]
@@ -182,15 +182,15 @@ def test_back_within_256_records(any_kernel: Bed, capture_path: Path, personalit
 
     def lossy(run: Running) -> None:
         run.guest_waits()
-        with any_kernel.nic.faults('seed = 3\n[rx]\nsegments = "wire"\ndrop = 0.05'):
+        with bed.nic.faults('seed = 3\n[rx]\nsegments = "wire"\ndrop = 0.05'):
             run.go_on()
             run.guest_waits()
         run.go_on()
         run.guest_waits()
         run.go_on()
 
-    with rx_personality(any_kernel, personality), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path, lossy)
+    with rx_personality(bed, personality), tracing(bed) as flows:
+        seen = exchange(bed, cases, capture_path, lossy)
     seen.arrived()
     seen.kernel_offloads()
     assert seen.nic["fault_dropped"] > 0
@@ -205,7 +205,7 @@ def test_back_within_256_records(any_kernel: Bed, capture_path: Path, personalit
 @EACH
 @pytest.mark.conformance(74)
 @pytest.mark.conformance(75)
-def test_a_stream_without_pause(any_kernel: Bed, capture_path: Path, personality: str) -> None:
+def test_a_stream_without_pause(bed: Bed, capture_path: Path, personality: str) -> None:
     """Packets pass while question and answer are on their way: the device is back all the same, within 256 records."""
     lost, records, record = 50, 500, 4000
     steps = send(records * record, records=[record], writes=[1100], apart=True)
@@ -213,8 +213,8 @@ def test_a_stream_without_pause(any_kernel: Bed, capture_path: Path, personality
         rx_case(f"{personality} {cipher}", steps, size=records * record, cipher=cipher, rec_seq=n << 32)
         for n, cipher in enumerate(CIPHERS)
     ]
-    with rx_personality(any_kernel, personality), any_kernel.nic.faults(desync(lost)), tracing(any_kernel) as flows:
-        seen = exchange(any_kernel, cases, capture_path)
+    with resyncing(bed, personality, desync(lost)) as flows:
+        seen = exchange(bed, cases, capture_path)
     seen.arrived()
     seen.kernel_offloads()
     assert seen.nic["rx_tls_auth_fail"] == seen.nic["rx_tls_lost_sync"] == 0
