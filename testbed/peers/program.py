@@ -310,8 +310,12 @@ def say(message: dict[str, Any]) -> None:
 
 def set_first_seq(sock: socket.socket, number: int) -> None:
     """Only a socket under repair may be told (tcp_setsockopt); it may not stay so, or it connects without a word."""
-    steps = ((TCP_REPAIR, 1), (TCP_REPAIR_QUEUE, TCP_SEND_QUEUE), (TCP_QUEUE_SEQ, number), (TCP_REPAIR, 0))
-    for option, value in steps:
+    for option, value in (
+        (TCP_REPAIR, 1),
+        (TCP_REPAIR_QUEUE, TCP_SEND_QUEUE),
+        (TCP_QUEUE_SEQ, number),
+        (TCP_REPAIR, 0),
+    ):
         sock.setsockopt(socket.IPPROTO_TCP, option, struct.pack("=I", value))
 
 

@@ -82,7 +82,6 @@ def drivers(bed: Bed) -> Counter[str]:
     return Counter(bed.ethtool("eth0")) + Counter(bed.ethtool("eth1"))
 
 
-@pytest.mark.conformance(7)
 def test_each_connection_is_offloaded_by_its_leg(bed: Bed, capture_path: Path) -> None:
     cases = [
         Case(f"leg {i}", [send(SIZE), recv(SIZE)], [{"do": "echo", "size": SIZE}], family="46"[i % 2])

@@ -76,7 +76,6 @@ QDISCS = {
 }
 
 
-@pytest.mark.conformance(120)
 @pytest.mark.parametrize("name", QDISCS)
 def test_pacing_and_fair_queueing(bed: Bed, capture_path: Path, name: str) -> None:
     """They come and go under live connections; a packet that a queue held is in order when it leaves."""
@@ -146,7 +145,6 @@ def test_copies_of_packets_do_not_leave(bed: Bed, capture_path: Path) -> None:
     assert after["tx_bytes"] - before["tx_bytes"] < 200 * (after["tx_packets"] - before["tx_packets"])
 
 
-@pytest.mark.conformance(118)
 def test_connection_tracking_by_tc(bed: Bed, capture_path: Path) -> None:
     begin = f"{filtered('egress', 'ct')} && tc filter add dev eth0 ingress matchall action ct"
     with configured(bed, begin, NO_FILTER):
@@ -202,7 +200,6 @@ def test_destination_nat(bed: Bed, capture_path: Path) -> None:
     assert seen.guest[0]["remote"] == ["198.51.100.99", 443]
 
 
-@pytest.mark.conformance(4)
 def test_arriving_packets_by_way_of_a_virtual_device(bed: Bed, capture_path: Path) -> None:
     """What the device decrypted and the kernel redirects loses its mark or is lost: in either case TCP repeats it."""
     begin = (

@@ -90,7 +90,7 @@ def test_records_small_and_large_both_ways(bed: Bed, capture_path: Path, size: i
     assert seen.nic["rx_tls_packets"] > large / size
 
 
-@pytest.mark.conformance(47)
+@pytest.mark.conformance(45)
 @pytest.mark.parametrize("size", MTUS)
 def test_loss_at_every_size(bed: Bed, capture_path: Path, size: int) -> None:
     with mtu(bed, size), bed.nic.faults(LOSSY):
