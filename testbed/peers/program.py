@@ -42,7 +42,6 @@ RECEIVE: Final = 1 << 18
 POLL: Final = 0.0005  # seconds between looks at the socket's output queue
 SIOCOUTQ: Final = 0x5411  # bytes not yet acknowledged (tcp(7))
 SIOCOUTQNSD: Final = 0x894B  # bytes not yet sent (linux/sockios.h)
-TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_SEND_QUEUE = 19, 20, 21, 2  # linux/tcp.h
 
 
 class Channel(Protocol):
@@ -310,12 +309,8 @@ def say(message: dict[str, Any]) -> None:
 
 def set_first_seq(sock: socket.socket, number: int) -> None:
     """Only a socket under repair may be told (tcp_setsockopt); it may not stay so, or it connects without a word."""
-    for option, value in (
-        (TCP_REPAIR, 1),
-        (TCP_REPAIR_QUEUE, TCP_SEND_QUEUE),
-        (TCP_QUEUE_SEQ, number),
-        (TCP_REPAIR, 0),
-    ):
+    # linux/tcp.h: TCP_REPAIR on, TCP_REPAIR_QUEUE (the one that sends), TCP_QUEUE_SEQ, TCP_REPAIR off
+    for option, value in ((19, 1), (20, 2), (21, number), (19, 0)):
         sock.setsockopt(socket.IPPROTO_TCP, option, struct.pack("=I", value))
 
 
