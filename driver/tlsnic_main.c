@@ -27,6 +27,7 @@ struct tlsnic_release {
 	struct device *dev;
 };
 
+/* Interrupts that came before were for nobody: look what there is */
 static void tlsnic_napi_enable(struct tlsnic_priv *priv)
 {
 	unsigned int i;
@@ -34,6 +35,9 @@ static void tlsnic_napi_enable(struct tlsnic_priv *priv)
 	for (i = 0; i < priv->max_pairs; i++) {
 		napi_enable(&priv->rxq[i].napi);
 		napi_enable(&priv->txq[i].napi);
+		local_bh_disable();
+		napi_schedule(&priv->rxq[i].napi);
+		local_bh_enable();
 	}
 }
 
@@ -121,16 +125,16 @@ static int tlsnic_rings_start(struct tlsnic_priv *priv)
 	err = tlsnic_find_queues(priv);
 	if (err)
 		return err;
-	tlsnic_napi_enable(priv);
 	virtio_device_ready(priv->vdev);
 	priv->running = true;
-	for (i = 0; i < priv->max_pairs; i++) {
-		if (!tlsnic_rx_fill(&priv->rxq[i], GFP_KERNEL)) {
-			tlsnic_rings_stop(priv);
-			return -ENOMEM;
-		}
-	}
-	return 0;
+	/* before NAPI, which fills too: frames may come with the first buffer */
+	for (i = 0; i < priv->max_pairs && !err; i++)
+		if (!tlsnic_rx_fill(&priv->rxq[i], GFP_KERNEL))
+			err = -ENOMEM;
+	tlsnic_napi_enable(priv);
+	if (err)
+		tlsnic_rings_stop(priv);
+	return err;
 }
 
 static unsigned int tlsnic_max_pairs(struct virtio_device *vdev)
