@@ -13,6 +13,7 @@ from testbed.bed import GUEST4, WIRE4, Bed
 from testbed.peers.stream import sha256_of
 from testbed.wire import pcapfile
 from testbed.wire.reassembly import Stream, reassemble
+from tests.guest.conftest import wait_until
 from tests.guest.exchange import CIPHERS, RECORD_OVERHEAD, Case, exchange, rx_case, rx_personality, send
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -21,15 +22,21 @@ RECORD, COUNT = 200, 5  # shorter than a segment: one packet
 ON_WIRE = RECORD + RECORD_OVERHEAD
 SPOTS = ("type", "version", "nonce", "ciphertext", "tag")
 PLACES = {"first": 0, "middle": COUNT // 2, "last": COUNT - 1}
+LAST_PORT = 9  # nobody listens there
 
 
 @contextmanager
 def captured_by_the_guest(bed: Bed, path: Path) -> Iterator[None]:
-    """What the guest's stack gets from the driver, into `path`."""
+    """What the guest's stack gets from the driver, into `path`. A last connection shows that all before it is there."""
     inside = "/tmp/burst.pcap"  # noqa: S108 - in the guest
-    tool = bed.agent.spawn(["tcpdump", "-i", "eth0", "-n", "-U", "-B", "65536", "-w", inside, "tcp"])
+    tool = bed.agent.spawn(
+        ["tcpdump", "-i", "eth0", "-n", "-U", "--immediate-mode", "-B", "65536", "-w", inside, "tcp"]
+    )
     tool.wait_for_output(b"listening on", 20)
     yield
+    bed.agent.run(["python3", "-c", f"import socket; socket.socket().connect_ex(('{WIRE4}', {LAST_PORT}))"])
+    last = ["tcpdump", "-n", "-r", inside, "port", str(LAST_PORT)]
+    wait_until(lambda: bool(bed.agent.run(last, check=False).stdout), "the last packet is in the capture")
     tool.kill(signal.SIGINT)
     tool.wait(20)
     path.write_bytes(bed.agent.get(inside))
