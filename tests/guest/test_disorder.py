@@ -112,8 +112,9 @@ def test_the_device_comes_back(bed: Bed, capture_path: Path, name: str, segments
     driver = seen.driver
     for counter in ("tx_tls_device_drop", "tx_tls_drop_bypass_req", "tx_drop"):
         assert driver[counter] == 0
-    # a packet that others overtook may come when its data was repeated and acknowledged: there is nothing to encrypt
-    assert driver["tx_tls_drop_no_sync_data"] == 0 or name == "reorder"
+    # A packet that others overtook may come when its data was repeated and acknowledged, and so may a repetition that
+    # was not needed: there is nothing to encrypt.
+    assert driver["tx_tls_drop_no_sync_data"] <= seen.tcp["TcpRetransSegs"]
     if name != "duplicates":  # the kernel drops a copy that belongs to no socket before the driver sees it
         assert driver["tx_tls_ooo"] >= driver["tx_tls_fallback"] > 0
         assert len(sent) == driver["tx_tls_resync_req"] > 0
