@@ -195,9 +195,10 @@ free:
 static void tlsnic_tls_del(struct net_device *dev, struct tls_context *tls_ctx,
 			   enum tls_offload_ctx_dir direction)
 {
-	struct tlsnic_priv *priv = netdev_priv(dev);
 	struct tlsnic_ctx **state = tlsnic_state(tls_ctx, direction);
 	struct tlsnic_ctx *ctx = *state;
+	/* not @dev: of two legs of a bond the stack may name the other one */
+	struct tlsnic_priv *priv = ctx->priv;
 
 	WRITE_ONCE(*state, NULL);
 	if (direction == TLS_OFFLOAD_CTX_DIR_TX) {

@@ -158,9 +158,11 @@ class TracedFlow:
 def flows_of(lines: Sequence[str]) -> dict[int, TracedFlow]:
     """The rx contexts of a trace, by their first record number.
 
-    That is the one which is read first: tls_device_offload_set shows a wrong one where the key has 256 bits.
+    That is the one which is read first: tls_device_offload_set shows a wrong one where the key has 256 bits. A socket
+    that was closed leaves its place in memory to a new one.
     """
-    flows: dict[str, TracedFlow] = {}
+    flows: list[TracedFlow] = []
+    live: dict[str, TracedFlow] = {}
     for line in lines:
         found = _EVENT.search(line)
         assert found, line
@@ -169,10 +171,11 @@ def flows_of(lines: Sequence[str]) -> dict[int, TracedFlow]:
         if name == "tls_device_offload_set":
             if fields["direction"] == 0:
                 assert fields["ret"] == 0, line
-                flows[sock] = TracedFlow(fields["tcp_seq"])
-        elif sock in flows:
-            flows[sock].events.append((name, fields))
-    return {flow.first: flow for flow in flows.values()}
+                live[sock] = TracedFlow(fields["tcp_seq"])
+                flows.append(live[sock])
+        elif sock in live:
+            live[sock].events.append((name, fields))
+    return {flow.first: flow for flow in flows}
 
 
 @contextmanager

@@ -117,8 +117,9 @@ def test_the_device_comes_back(bed: Bed, capture_path: Path, name: str, segments
     assert driver["tx_tls_drop_no_sync_data"] <= seen.tcp["TcpRetransSegs"]
     if name != "duplicates":  # the kernel drops a copy that belongs to no socket before the driver sees it
         assert driver["tx_tls_ooo"] >= driver["tx_tls_fallback"] > 0
-        assert len(sent) == driver["tx_tls_resync_req"] > 0
-        assert 0 < driver["tx_tls_resync"] <= len(sent)
+        assert len(sent) == driver["tx_tls_resync_req"] >= driver["tx_tls_resync"]
+        if segments == 1:  # of a few large packets chance may take only ones that are sent again
+            assert driver["tx_tls_resync"] > 0
         assert seen.nic["tx_tls_resync"] == driver["tx_tls_resync"]
     records = sum(-(-AFTERWARDS // case.guest[1]["write"]) for case in cases)
     assert after["tx_tls_records"] == records
