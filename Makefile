@@ -34,7 +34,7 @@ test-guest: setup driver-check ## the tests that boot guests
 	$(RUN) -m pytest -v tests/guest $(ARGS) || { echo "== again, the failed ones only =="; \
 	    $(RUN) -m pytest -v --last-failed --last-failed-no-failures none tests/guest $(ARGS); }
 
-conformance: setup driver-check ## which items of the kernel's checklist hold, on every kernel (25 minutes); writes build/conformance.json
+conformance: setup driver-check ## which items of the kernel's checklist hold, on every kernel (three quarters of an hour); writes build/conformance.json
 	@exec $(RUN) -m tests.conformance $(ARGS)
 
 mutants: ## break device and driver on purpose, and see the tests notice; writes build/mutants.json
