@@ -203,14 +203,15 @@ class Seen:
     def everything_by_the_device(self) -> None:
         """Driver and device count what the wire shows: not one record went through software.
 
-        What TCP sent again on a busy machine was encrypted again, by the device too.
+        What TCP sent again on a busy machine was encrypted again, by the device too; or by software, if it came by
+        another queue while the device had packets of the flow in the first.
         """
         tx = self.streams("tx")
         encrypted = sum(stream.bytes - stream.clear_bytes for stream in tx)
         again = sum(stream.retransmitted_bytes for stream in tx)
         assert self.driver["tx_tls_encrypted_bytes"] == self.nic["tx_tls_bytes"], self.account("tx")
         assert encrypted <= self.nic["tx_tls_bytes"] <= encrypted + again, self.account("tx")
-        assert self.driver["tx_tls_fallback"] == 0, self.account("tx")
+        assert self.driver["tx_tls_fallback"] <= self.tcp["TcpRetransSegs"], self.account("tx")
         assert self.driver["tx_tls_encrypted_packets"] >= self.nic["tx_tls_packets"]
         assert self.nic["tx_tls_records"] >= sum(stream.records for stream in tx)
         rx = self.streams("rx")

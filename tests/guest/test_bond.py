@@ -99,7 +99,7 @@ def test_each_connection_is_offloaded_by_its_leg(bed: Bed, capture_path: Path) -
     assert 0 < bed.others[0].stats()["ctx_tx_added"] - second < CONNECTIONS
     sent = sum(stream.bytes for stream in seen.streams("tx"))
     assert driver["tx_tls_encrypted_bytes"] == nics["tx_tls_bytes"] >= sent
-    assert driver["tx_tls_fallback"] == 0
+    assert driver["tx_tls_fallback"] <= seen.tcp["TcpRetransSegs"]
     assert nics["rx_tls_records"] > 0
 
 
