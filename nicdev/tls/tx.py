@@ -85,8 +85,8 @@ class TxContext:
         """Encrypt a TCP payload (writable, not empty) that starts at sequence number `seq`, in place.
 
         Raises TxDrop with TX_DROP_WRONG_SEQ, _BAD_EXTENSION, _SEQ_WRAP (context and payload as before), _BAD_RECORD
-        (payload as before, context out of sync), _CRYPTO or _NONCE_REUSE (payload undefined, context out of sync). A
-        packet for which it raised must not be sent.
+        (payload as before, context out of sync), _CRYPTO or _NONCE_REUSE (payload undefined, context out of sync; as
+        before if it is the resync's prefix that differs). A packet for which it raised must not be sent.
         """
         try:
             cursor, record = self._cursor, self._open
