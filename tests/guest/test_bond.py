@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 BOND = "bond7"  # bond0 is there as soon as the module is
 LEGS = ("eth0", "eth1")
 LAYERS = "mode 802.3ad xmit_hash_policy layer3+4 lacp_rate fast miimon 50"
+DISTRIBUTING = 0x20  # IEEE 802.1AX, LACP actor state; linux/if_bonding.h LACP_STATE_DISTRIBUTING
 LEAVE_ROUTES = "ip addr flush dev eth0"
 CONNECTIONS = 16
 SIZE = 50_000
@@ -48,8 +49,10 @@ def make_bond(bed: Bed, how: str) -> None:
 
 
 def ports_in_use(bed: Bed) -> int:
-    """Legs that both ends have agreed to use."""
-    return int(bed.agent.run(["cat", f"/sys/class/net/{BOND}/bonding/ad_num_ports"]).text)
+    """Legs that both ends have agreed to use, and that distribute: until a leg does, all connections take the other."""
+    states = [f"/sys/class/net/{leg}/bonding_slave/ad_actor_oper_port_state" for leg in LEGS]
+    seen = bed.agent.run(["cat", f"/sys/class/net/{BOND}/bonding/ad_num_ports", *states]).text.split()
+    return min(int(seen[0]), sum(int(state) & DISTRIBUTING != 0 for state in seen[1:]))
 
 
 @pytest.fixture(scope="module")
