@@ -109,14 +109,22 @@ def test_the_personality_changes_under_live_contexts(bed: Bed, capture_path: Pat
 @pytest.mark.conformance(102)
 @pytest.mark.parametrize("personality", ["driver-req", "driver-req-async"])
 def test_questions_through_every_queue(bed: Bed, capture_path: Path, personality: str) -> None:
-    """Sixteen flows spread over both queues; answers leave by one of them."""
+    """Sixteen flows spread over both queues; answers leave by one of them.
+
+    So the answer of a flow on the other one may be overtaken by the request for the next record, which is then left
+    to software as well.
+    """
     cases = [lockstep_case(f"{personality} {n}", RECORDS, n << 20) for n in range(16)]
     before = bed.ethtool()
     with resyncing(bed, personality, desync(LOST)) as flows:
         seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
+    by_software, answers = COURSE[personality]
+    overtaken = [*by_software, by_software[-1] + 1]
     for flow in flows.values():
-        assert (flow.by_software, flow.answers(personality)) == COURSE[personality]
+        assert flow.by_software in (by_software, overtaken)
+        assert flow.answers(personality) == answers
+    assert sum(flow.by_software == overtaken for flow in flows.values()) <= len(flows) // 4
     after = bed.ethtool()
     assert min(after[f"rx{queue}_packets"] - before[f"rx{queue}_packets"] for queue in (0, 1)) >= RECORDS
 
