@@ -23,7 +23,7 @@ from nicdev.virtio.features import OFFERED, VIRTIO_NET_F_GUEST_TSO4
 from nicdev.virtio.memory import GuestMemory, Region
 from nicdev.virtio.ring import RingLayout, SplitRing
 from tests.support.fake_driver import FakeQueue
-from tests.unit.test_nic import hello, segment
+from tests.support.nic_chains import hello, segment
 
 RAM = 1 << 20
 BUFFERS = 0x40000

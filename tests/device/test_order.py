@@ -19,7 +19,7 @@ from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.nic import Packet
 from tests.device.test_device_hostile import BUFFERS, PLAIN, Guest, rounds
-from tests.unit.test_nic import GUEST, PEER, START, add, hello, marked, record, segment
+from tests.support.nic_chains import GUEST, PEER, START, add, hello, marked, record, segment
 
 COUNT = 200
 CHAINS = BUFFERS + 0x20000

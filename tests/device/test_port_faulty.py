@@ -21,7 +21,7 @@ from nicdev.nic import Nic, Packet
 from nicdev.stats import Counter, Stats
 from nicdev.tls.table import ContextTable
 from tests.device.test_cli import refused, serving
-from tests.unit.test_nic import PLAIN, segment
+from tests.support.nic_chains import PLAIN, segment
 
 DEADLINE = 10
 BAD = '[[rule]]\naction = "drop"\ndirection = "tx"\nflow = 0\n'

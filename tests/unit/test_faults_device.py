@@ -17,7 +17,7 @@ from nicdev.tls.context import ContextParams, params_from_ctx_add
 from nicdev.tls.rx import RxContext, RxResult
 from nicdev.tls.table import ContextTable, RxEntry
 from nicdev.wire.frame import parse as parse_frame
-from tests.unit.test_nic import (
+from tests.support.nic_chains import (
     NEEDS_CSUM,
     PLAIN,
     START,

@@ -19,7 +19,7 @@ from scapy.packet import Packet
 from nicdev import abi
 from nicdev.nic import Nic
 from nicdev.stats import Counter
-from tests.unit.test_nic import (
+from tests.support.nic_chains import (
     GUEST,
     KEY,
     NEEDS_CSUM,

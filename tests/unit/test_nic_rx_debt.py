@@ -10,7 +10,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from nicdev import abi
 from nicdev.nic import Nic
 from nicdev.stats import Counter
-from tests.unit.test_nic import PLAIN, START, add, hello, make_nic, receive, record, segment
+from tests.support.nic_chains import PLAIN, START, add, hello, make_nic, receive, record, segment
 
 
 def wire() -> bytes:

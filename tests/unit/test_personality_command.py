@@ -16,8 +16,8 @@ from nicdev.nic import Nic
 from nicdev.stats import Stats
 from nicdev.tls.personality import RX_PERSONALITIES
 from nicdev.tls.table import ContextTable
-from tests.unit.test_nic import command as chain
-from tests.unit.test_nic import ctx_add, hello, status
+from tests.support.nic_chains import command as chain
+from tests.support.nic_chains import ctx_add, hello, status
 
 
 @pytest.fixture

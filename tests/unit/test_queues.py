@@ -11,7 +11,7 @@ from nicdev.nic import Packet
 from nicdev.queues import QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.features import VIRTIO_NET_F_MRG_RXBUF
-from tests.unit.test_nic import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
+from tests.support.nic_chains import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
 from tests.unit.test_virtio_ring import DATA, make
 
 HEADERS = 54  # bytes of Ethernet, IP and TCP

@@ -11,7 +11,7 @@ import pytest
 from nicdev import abi, ctl
 from nicdev.edge.watch import ContextsCommand
 from nicdev.nic import Nic
-from tests.unit.test_nic import KEY, START, add, hello, make_nic, receive, record, segment
+from tests.support.nic_chains import KEY, START, add, hello, make_nic, receive, record, segment
 
 SIZE = 34  # of a record with "reply"
 
