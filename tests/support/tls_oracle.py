@@ -139,6 +139,15 @@ def stream(suite: Suite, sizes: Sequence[int], first_number: int = 5, seed: int 
     return result
 
 
+def corrupt(records: Stream, *offsets: int) -> Stream:
+    """The same stream with a flipped bit in each of these bytes: no record there is authentic."""
+    for at in offsets:
+        flipped = bytes((records.wire[at] ^ 1,))
+        records.wire = records.wire[:at] + flipped + records.wire[at + 1 :]
+        records.clear = records.clear[:at] + flipped + records.clear[at + 1 :]
+    return records
+
+
 def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     """`data` in pieces, cut at these ascending offsets."""
     edges = [0, *cuts, len(data)]

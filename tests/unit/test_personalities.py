@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from nicdev.tls.personality import RX_PERSONALITIES
+from tests.support.tls_link import BASE, SIZE, Link, link
 from tests.support.tls_oracle import GCM_1_2, stream
-from tests.unit.test_tls_history import SIZE, link
-from tests.unit.test_tls_rx_disorder import BASE, Link
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "personalities.md"
 SEGMENT = 40

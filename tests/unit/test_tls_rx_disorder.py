@@ -15,38 +15,9 @@ from hypothesis import strategies as st
 
 from nicdev.abi import Direction
 from nicdev.tls.rx import MAX_HOLE, RxContext, RxResult
-from tests.support.tls_oracle import GCM_1_2, SUITES, Stream, Suite, stream
+from tests.support.tls_link import BASE, Link
+from tests.support.tls_oracle import GCM_1_2, SUITES, Suite, stream
 from tests.unit.test_tls_rx import ALL_SUITES, context
-
-BASE = 0xFFFFFF00
-
-
-class Link:
-    """A stream and a context; `packet` sends bytes a..b of the stream and checks them for what the verdict claims."""
-
-    def __init__(self, records: Stream, rx: RxContext | None = None) -> None:
-        self.records = records
-        self.rx = context(records.suite, BASE) if rx is None else rx
-
-    def packet(self, a: int, b: int) -> RxResult:
-        buffer = bytearray(self.records.wire[a:b])
-        result = self.rx.decrypt((BASE + a) % 2**32, memoryview(buffer))
-        expected = self.records.clear if result.decrypted else self.records.wire
-        assert buffer == expected[a:b]
-        return result
-
-    def marks(self, *spans: tuple[int, int]) -> str:
-        """One letter per packet: D decrypted, - left alone, L left alone and sync lost just then."""
-        results = [self.packet(a, b) for a, b in spans]
-        return "".join("D" if r.decrypted else "L" if r.lost_sync else "-" for r in results)
-
-    def resync(self, index: int) -> bool:
-        """The kernel's hint that names the start of record `index` of the stream."""
-        return self.rx.resync((BASE + self.records.starts()[index]) % 2**32, self.records.first_number + index)
-
-    @property
-    def state(self) -> object:
-        return self.rx.describe()["state"]
 
 
 def spans(*edges: int) -> list[tuple[int, int]]:

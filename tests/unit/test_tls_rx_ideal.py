@@ -11,8 +11,8 @@ from nicdev.abi import Direction
 from nicdev.tls.ideal import IdealContext
 from nicdev.tls.resync import CoreNextHint, Ideal, ResyncStrategy
 from nicdev.tls.rx import RxContext
+from tests.support.tls_link import BASE, Link
 from tests.support.tls_oracle import GCM_1_2, Stream, stream
-from tests.unit.test_tls_rx_disorder import BASE, Link
 
 SIZES = [71] * 12  # records of 100 bytes with header, nonce and tag
 

@@ -6,27 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from nicdev.abi import Direction, RxPersonality
-from nicdev.tls.personality import rx_context
+from nicdev.abi import RxPersonality
 from nicdev.tls.rx import RxResult
 from nicdev.tls.scan import RESCAN_AFTER
-from tests.support.tls_oracle import GCM_1_2, SUITES, Stream, Suite, stream
-from tests.unit.test_tls_rx_disorder import BASE, Link
+from tests.support.tls_link import BASE, SIZE, Link, link, small
+from tests.support.tls_oracle import GCM_1_2, SUITES, Suite, stream
 
-SIZE = 100  # of a record
 LONGEST = 5 + 8 + 16384 + 16
 REQ, ASYNC = RxPersonality.DRIVER_REQ, RxPersonality.DRIVER_REQ_ASYNC
 HARDWARE = (REQ, ASYNC, RxPersonality.CORE_NEXT_HINT)
-
-
-def link(personality: RxPersonality, records: Stream, *, no_sync: bool = True) -> Link:
-    place = (BASE, records.first_number)
-    params = records.suite.params(Direction.RX, *place, no_sync=no_sync, rx_personality=personality)
-    return Link(records, rx_context(params))
-
-
-def small(count: int = 12, suite: Suite = GCM_1_2) -> Stream:
-    return stream(suite, [SIZE - 21 - suite.explicit - (suite.version == 0x0304)] * count)
 
 
 def place(seq: int | None) -> int | None:
@@ -46,7 +34,7 @@ def said(result: RxResult) -> str:
 @pytest.mark.conformance(62)
 def test_scan_starts_more_than_a_longest_record_beyond() -> None:
     records = stream(GCM_1_2, [71, 16000, 16000, 71, 71, 71])
-    wire = link(REQ, records, no_sync=False)
+    wire = link(REQ, records)
     start = records.starts()[2]
     assert start < LONGEST < start + 2000
     # the context stands at 100 and waits there for as long as what passes may be part of one record
@@ -59,7 +47,7 @@ def test_scan_starts_more_than_a_longest_record_beyond() -> None:
 @pytest.mark.conformance(63)
 @pytest.mark.conformance(66)
 def test_match_is_asked_once(suite: Suite) -> None:
-    wire = link(REQ, small(suite=suite))
+    wire = link(REQ, small(suite=suite), no_sync=True)
     assert asked(wire, (30, 90), (90, 150), (150, 210), (210, 400)) == [None, 100, None, None]
 
 
@@ -70,7 +58,7 @@ def with_decoys(at: Sequence[tuple[int, int]]) -> Link:
     for offset, size in at:
         wire[offset : offset + 5] = b"\x17\x03\x03" + (size - 5).to_bytes(2, "big")
     records.wire = bytes(wire)
-    return link(REQ, records)
+    return link(REQ, records, no_sync=True)
 
 
 @pytest.mark.conformance(63)
@@ -100,7 +88,7 @@ def test_no_answer_about_a_decoy_and_no_hang() -> None:
 
 @pytest.mark.conformance(76)
 def test_rescan_when_nothing_is_heard() -> None:
-    wire = link(REQ, small(RESCAN_AFTER + 10))
+    wire = link(REQ, small(RESCAN_AFTER + 10), no_sync=True)
     questions = [q for q in asked(wire, *((a, a + SIZE) for a in range(SIZE, SIZE * (RESCAN_AFTER + 8), SIZE))) if q]
     assert len(questions) == 2
     assert questions[1] - questions[0] == RESCAN_AFTER * SIZE
@@ -110,7 +98,7 @@ def test_rescan_when_nothing_is_heard() -> None:
 @pytest.mark.conformance(74)
 @pytest.mark.conformance(75)
 def test_records_since_the_match_are_counted(records: int) -> None:
-    wire = link(REQ, small())
+    wire = link(REQ, small(), no_sync=True)
     assert asked(wire, (90, 150)) == [100]
     here = 150
     for _ in range(records):
@@ -123,7 +111,7 @@ def test_records_since_the_match_are_counted(records: int) -> None:
 
 @pytest.mark.conformance(75)
 def test_answer_to_another_question_is_ignored() -> None:
-    wire = link(REQ, small())
+    wire = link(REQ, small(), no_sync=True)
     assert asked(wire, (90, 150)) == [100]
     for index in (0, 2, 7):
         assert not wire.resync(index)
@@ -131,20 +119,20 @@ def test_answer_to_another_question_is_ignored() -> None:
 
 
 def test_no_scan_in_sync() -> None:
-    wire = link(REQ, small(), no_sync=False)
+    wire = link(REQ, small())
     assert asked(wire, (0, 150), (150, 300)) == [None, None]
     assert not wire.resync(3)
     assert wire.marks((300, 400)) == "D"
 
 
 def test_hole_that_may_hide_a_header_restarts_the_scan() -> None:
-    wire = link(REQ, small())
+    wire = link(REQ, small(), no_sync=True)
     assert asked(wire, (90, 150), (160, 250), (320, 420)) == [100, None, 400]
 
 
 def test_sequence_numbers_wrap_while_scanning() -> None:
     """BASE lies 256 bytes before the wrap."""
-    wire = link(REQ, small())
+    wire = link(REQ, small(), no_sync=True)
     assert asked(wire, (190, 240), (240, 300), (300, 410)) == [200, None, None]
     assert wire.resync(2)
     assert wire.marks((410, 500), (500, 600)) == "-D"
@@ -153,7 +141,7 @@ def test_sequence_numbers_wrap_while_scanning() -> None:
 @pytest.mark.conformance(66)
 @pytest.mark.conformance(77)
 def test_attempt_opens_with_the_match_and_ends_when_it_has_proven_itself() -> None:
-    wire = link(ASYNC, small())
+    wire = link(ASYNC, small(), no_sync=True)
     first = wire.packet(130, 220)
     assert said(first) == "S"
     assert first.opened == ((BASE + 130) % 2**32, 90)
@@ -166,13 +154,13 @@ def test_attempt_opens_with_the_match_and_ends_when_it_has_proven_itself() -> No
 
 
 def test_attempt_that_breaks_is_cancelled_and_another_opens() -> None:
-    wire = link(ASYNC, small())
+    wire = link(ASYNC, small(), no_sync=True)
     assert [said(wire.packet(a, b)) for a, b in ((130, 220), (340, 410), (410, 520))] == ["S", "C", "S"]
 
 
 def test_attempt_is_cancelled_when_the_missing_packet_arrives() -> None:
     records = stream(GCM_1_2, [71, 16000, 16000, 71, 71, 71, 71])
-    wire = link(ASYNC, records, no_sync=False)
+    wire = link(ASYNC, records)
     start = records.starts()[3]
     assert [said(wire.packet(a, b)) for a, b in ((0, 50), (start - 20, start + 50))] == ["-", "S"]
     late = wire.packet(50, 150)
@@ -180,7 +168,7 @@ def test_attempt_is_cancelled_when_the_missing_packet_arrives() -> None:
 
 
 def test_core_next_hint_is_silent() -> None:
-    wire = link(RxPersonality.CORE_NEXT_HINT, small())
+    wire = link(RxPersonality.CORE_NEXT_HINT, small(), no_sync=True)
     assert [said(wire.packet(a, a + SIZE)) for a in range(50, 950, SIZE)] == ["-"] * 9
 
 
@@ -195,7 +183,7 @@ def test_core_next_hint_is_silent() -> None:
 @pytest.mark.conformance(60)
 def test_figure_reorder_of_a_non_header_segment(personality: RxPersonality) -> None:
     """Segments of 40; record 0 has its header in segment 1, the next one its own in segment 3. 2 comes after 3."""
-    wire = link(personality, small(), no_sync=False)
+    wire = link(personality, small())
     #                  1        3         2         4           5
     assert wire.marks((0, 40), (80, 120), (40, 80), (120, 160), (160, 200)) == "D--DD"
     assert wire.state == "in_sync"
@@ -207,7 +195,7 @@ def test_figure_reorder_of_a_non_header_segment(personality: RxPersonality) -> N
 @pytest.mark.conformance(61)
 def test_figure_reorder_of_a_header_segment(personality: RxPersonality) -> None:
     """The segment with the next header comes after the one behind it: out of sync, until the host helps."""
-    wire = link(personality, small(), no_sync=False)
+    wire = link(personality, small())
     #                  1        2         4           5
     assert wire.marks((0, 40), (40, 80), (120, 160), (160, 200)) == "DDL-"
     assert wire.state == "lost"
