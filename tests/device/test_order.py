@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP
 
 from nicdev import abi
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.nic import Packet
 from tests.device.test_device_hostile import BUFFERS, PLAIN, Guest, rounds
+from tests.support.ether import ETH
 from tests.support.nic_chains import GUEST, PEER, START, add, hello, marked, record, segment
 
 COUNT = 200
@@ -73,7 +74,7 @@ def other(rng: random.Random, number: int, outgoing: bool) -> bytes:
         ip / UDP(sport=1, dport=2) / b"clear",
         ARP(psrc=f"198.51.100.{number}"),
     ]
-    return bytes(Ether() / rng.choice(kinds))
+    return bytes(ETH / rng.choice(kinds))
 
 
 def post(guest: Guest, number: int, chain: bytes) -> None:

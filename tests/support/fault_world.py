@@ -14,6 +14,7 @@ from nicdev.faults.scenario import Scenario
 from nicdev.stats import Stats
 from nicdev.tls.context import ContextParams
 from nicdev.tls.table import ContextTable
+from tests.support.ether import ETH
 
 GUEST, PEER = bytes([198, 51, 100, 2]), bytes([198, 51, 100, 1])
 START = 0xFFFF_F000  # wraps after 4 KiB
@@ -65,7 +66,7 @@ def segment(at: int = 0, payload: bytes = b"x", port: int = 4000, outgoing: bool
     ip = IP(src=guest, dst=peer) if outgoing else IP(src=peer, dst=guest)
     ports = (port, 443) if outgoing else (443, port)
     tcp = TCP(sport=ports[0], dport=ports[1], seq=(START + at) & 0xFFFFFFFF, flags=flags)
-    return bytes(Ether() / ip / tcp / payload)
+    return bytes(ETH / ip / tcp / payload)
 
 
 def valid(frame: bytes) -> bool:

@@ -7,7 +7,6 @@ from itertools import count
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from scapy.layers.inet import IP, TCP
-from scapy.layers.l2 import Ether
 
 from nicdev import abi
 from nicdev.control import Control, Identity
@@ -15,6 +14,7 @@ from nicdev.nic import Nic, Outcome
 from nicdev.stats import Stats
 from nicdev.tls.table import ContextTable
 from nicdev.virtio.features import OFFERED
+from tests.support.ether import ETH
 
 GUEST, PEER = "198.51.100.2", "198.51.100.1"
 KEY, SALT = bytes(range(16)), b"salt"
@@ -78,7 +78,7 @@ def record(text: bytes, number: int = 0, sealed: bool = False) -> bytes:
 def segment(payload: bytes, seq: int = START, outgoing: bool = True) -> bytes:
     ends = (GUEST, PEER, 4000, 443) if outgoing else (PEER, GUEST, 443, 4000)
     src, dst, sport, dport = ends
-    frame = Ether() / IP(src=src, dst=dst) / TCP(sport=sport, dport=dport, seq=seq, flags="PA") / payload
+    frame = ETH / IP(src=src, dst=dst) / TCP(sport=sport, dport=dport, seq=seq, flags="PA") / payload
     return bytes(frame)
 
 

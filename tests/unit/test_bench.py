@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 from scapy.layers.inet import IP, TCP
-from scapy.layers.l2 import Ether
 
 from bench.__main__ import main
 from bench.goals import GOALS, Goal
@@ -21,6 +20,7 @@ from bench.verdicts import Flow, Stretch, Verdicts, taken
 from nicdev.edge.capture import Capture
 from nicdev.nic import View
 from testbed.bed import Bed
+from tests.support.ether import ETH
 
 HERE = Surroundings("make bench", "2 x Some CPU", "abc", "2026-01-01T00:00:00+00:00", "QEMU 10.0.8", "6.12.1", "tcg")
 NAME = "rx_loss5_records_offloaded"
@@ -154,7 +154,7 @@ def test_the_kernels_trace_is_read_flow_by_flow() -> None:
 
 def segment(sport: int, dport: int, seq: int, payload: bytes) -> bytes:
     """A frame with a TCP segment."""
-    return bytes(Ether() / IP(src="192.0.2.1", dst="192.0.2.2") / TCP(sport=sport, dport=dport, seq=seq) / payload)
+    return bytes(ETH / IP(src="192.0.2.1", dst="192.0.2.2") / TCP(sport=sport, dport=dport, seq=seq) / payload)
 
 
 @pytest.mark.filterwarnings("ignore:Field type should not be:DeprecationWarning")  # python-pcapng, of its own option

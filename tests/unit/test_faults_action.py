@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
 
 from nicdev.faults import line
 from nicdev.stats import Counter
+from tests.support.ether import ETH
 from tests.support.fault_world import (
     PARTIAL,
     PLAIN,
@@ -78,7 +78,7 @@ def test_corrupt_with_a_checksum_that_tells(header: bytes) -> None:
 
 def test_corrupt_what_is_no_tcp() -> None:
     world = World(rule("corrupt", 'only = "any"', "count = 2"))
-    for frame in (bytes(Ether() / IP() / UDP() / b"x"), segment(payload=b"")):
+    for frame in (bytes(ETH / IP() / UDP() / b"x"), segment(payload=b"")):
         (out,) = world.pass_(frame)
         assert out[:14] == frame[:14]
         assert out != frame

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
 
 from nicdev.faults.director import Director
 from nicdev.faults.parse import parse
 from nicdev.stats import Counter
+from tests.support.ether import ETH
 from tests.support.fault_world import (
     CUT,
     PLAIN,
@@ -106,7 +106,7 @@ def test_first_transmissions_or_repetitions_as_well(too: str, dropped: list[bool
 )
 def test_kinds_of_packets(only: str, dropped: list[bool]) -> None:
     world = World(rule("drop", f'only = "{only}"', 'count = "all"'))
-    udp = bytes(Ether() / IP() / UDP() / b"x")
+    udp = bytes(ETH / IP() / UDP() / b"x")
     fin = segment(1, b"", flags="FA")
-    six = bytes(Ether() / IPv6() / TCP(flags="A"))
+    six = bytes(ETH / IPv6() / TCP(flags="A"))
     assert [not world.pass_(frame) for frame in (udp, fin, segment(), six)] == dropped

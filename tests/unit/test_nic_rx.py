@@ -10,6 +10,7 @@ from scapy.layers.l2 import Ether
 
 from nicdev import abi
 from nicdev.stats import Counter
+from tests.support.ether import ETH
 from tests.support.nic_chains import (
     GUEST,
     PEER,
@@ -110,7 +111,7 @@ def test_rx_for_another_tuple_is_untouched() -> None:
     for other in ({"src": "198.51.100.9"}, {"dst": "198.51.100.9"}, {"sport": 444}, {"dport": 4001}):
         ends = flow | other
         ports = TCP(sport=ends["sport"], dport=ends["dport"], seq=START, flags="PA")
-        wire = bytes(Ether() / IP(src=ends["src"], dst=ends["dst"]) / ports / reply)
+        wire = bytes(ETH / IP(src=ends["src"], dst=ends["dst"]) / ports / reply)
         assert receive(nic, wire) == (PLAIN, wire)
     header, _ = receive(nic, segment(reply, outgoing=False))
     assert header[13] == abi.RxTlsFlag.DECRYPTED

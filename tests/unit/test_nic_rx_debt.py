@@ -10,6 +10,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from nicdev import abi
 from nicdev.nic import Nic
 from nicdev.stats import Counter
+from tests.support.ether import ETH
 from tests.support.nic_chains import PLAIN, START, add, hello, make_nic, receive, record, segment
 
 
@@ -51,7 +52,7 @@ def test_fragments_and_tags_are_dropped_while_in_debt() -> None:
     nic = in_debt()
     missing = Ether(segment(wire()[220:285], seq=START + 220, outgoing=False))
     first, *_ = fragment(missing[IP], fragsize=40)
-    hiding = [bytes(Ether() / first), bytes(Ether() / Dot1Q(vlan=7) / missing[IP])]
+    hiding = [bytes(ETH / first), bytes(ETH / Dot1Q(vlan=7) / missing[IP])]
     assert [swallowed(nic, frame) for frame in hiding] == [True, True]
     assert put(nic, 220, 285) == abi.RxTlsFlag.DECRYPTED
     assert [swallowed(nic, frame) for frame in hiding] == [False, False]
@@ -62,5 +63,5 @@ def test_poisoned_flow_lets_nothing_through_and_others_live() -> None:
     assert put(nic, 500, 530, bytes(30)) == 0
     assert swallowed(nic, segment(b"\x17\x02\x03\x00\x40", seq=START + 380, outgoing=False))
     assert swallowed(nic, segment(wire()[220:285], seq=START + 220, outgoing=False))
-    plain = bytes(Ether() / IP(src="192.0.2.77", dst="192.0.2.78") / b"hello")
+    plain = bytes(ETH / IP(src="192.0.2.77", dst="192.0.2.78") / b"hello")
     assert not swallowed(nic, plain)

@@ -21,8 +21,8 @@ from scapy.packet import Raw
 from nicdev.wire import checksum
 from nicdev.wire.frame import TCP_CWR, TCP_FIN, TCP_PSH, Frame, parse
 from nicdev.wire.segment import segment
+from tests.support.ether import ETH
 
-ETH = Ether(dst="02:00:00:00:00:02", src="02:00:00:00:00:01")
 V4 = IP(src="10.1.2.3", dst="10.4.5.6", id=0xFFFE, ttl=64)
 V6 = IPv6(src="fd00::1:2", dst="fd00::3:4")
 SEGMENT = TCP(sport=50001, dport=4433, seq=0xFFFFFF00, ack=77, flags="PA", window=501)
