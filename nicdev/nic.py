@@ -31,12 +31,13 @@ from nicdev.tls.table import ContextTable
 from nicdev.tls.tx import Resync
 from nicdev.virtio import features
 from nicdev.wire import checksum, segment, vnet
-from nicdev.wire.frame import ETH_HLEN, Frame, parse
+from nicdev.wire.frame import ETH_HLEN, PLAIN_IPV4, Frame, parse
 
 MAX_FRAME: Final = ETH_HLEN + 65535 + 4
 MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
 MAX_MESSAGES: Final = 256
 MAX_STEERED_FLOWS: Final = 65536
+_IPV4_FLOW: Final = slice(26, 38)  # addresses and ports of a TCP segment in PLAIN_IPV4
 MAX_SEGMENTS: Final = 2048  # of a frame that the guest does not take whole: 64 KiB at an MSS of 32
 
 # Hot numbers as plain ints: an enumeration's attribute costs more than the addition, `&` with a flag ten times that.
@@ -47,6 +48,9 @@ _RX_TLS_PACKETS, _RX_TLS_BYTES = int(Counter.RX_TLS_PACKETS), int(Counter.RX_TLS
 _RX_TLS_RECORDS, _RX_TLS_PASSED = int(Counter.RX_TLS_RECORDS), int(Counter.RX_TLS_PASSED)
 _TX_TLS, _TX_TLS_LEN, _RESYNC = int(abi.ExtType.TX_TLS), abi.TX_TLS.size, int(abi.TxTlsFlag.RESYNC)
 _RX_TLS, _RX_TLS_LEN, _DECRYPTED = int(abi.ExtType.RX_TLS), abi.RX_TLS.size, int(abi.RxTlsFlag.DECRYPTED)
+
+_VNET_HDR_LEN, _HDR_F_EXT, _NEEDS_CSUM = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EXT), vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
+_unpack_vnet_hdr = vnet.VNET_HDR.unpack_from
 
 _EXT_HDR: Final = vnet.VnetHdr(flags=abi.HDR_F_EXT, num_buffers=1).pack()
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
@@ -84,6 +88,7 @@ class Outcome(NamedTuple):
     reply: bytes
 
 
+_new = tuple.__new__  # of the hot paths: a NamedTuple from all its fields, at a third of the price of calling the class
 _NOTHING = Outcome(None, b"")
 
 
@@ -105,7 +110,8 @@ class Nic:
         self.table = table
         self.control = control
         self.messages: list[bytes] = []
-        self.features = 0
+        self._features = 0
+        self._steers = False
         self.observer: Observer | None = None
         self._packet_id = 0
         self._boot_ids = boot_ids
@@ -113,6 +119,17 @@ class Nic:
         self._greeted = False  # the driver has said HELLO, in our version
         self._interrupted = False  # reset while a driver that had said HELLO was there
         self._steering: dict[tuple[bytes, int, bytes, int], int] = {}
+        self._steered, self._steered_to = b"", 0  # the last entry of `_steering` to be set, if over plain IPv4
+
+    @property
+    def features(self) -> int:
+        """What the driver accepted, virtio feature bits."""
+        return self._features
+
+    @features.setter
+    def features(self, accepted: int) -> None:
+        self._features = accepted
+        self._steers = bool(accepted & features.VIRTIO_NET_F_MQ)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -122,6 +139,7 @@ class Nic:
         self._interrupted = self._greeted or self._interrupted
         self._greeted = False
         self._steering.clear()
+        self._steered = b""
 
     @property
     def greeted(self) -> bool:
@@ -149,23 +167,20 @@ class Nic:
             return _NOTHING
 
     def _transmit(self, queue: int, chain: memoryview) -> Outcome:
-        if len(chain) < abi.VNET_HDR_LEN:
+        if len(chain) < _VNET_HDR_LEN:
             raise FrameError(Counter.TX_DROP_BAD_HEADER)
-        if chain[0] & abi.HDR_F_EXT:
+        if chain[0] & _HDR_F_EXT:
             return self._extension(queue, chain)
         stats = self.stats.values
         stats[_TX_PACKETS] += 1
-        frame = chain[abi.VNET_HDR_LEN :]
-        stats[_TX_BYTES] += len(frame)
-        header = chain[: abi.VNET_HDR_LEN]
-        header[0] &= vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM  # the one flag a driver may set
-        self._check_tx(header, frame)
-        if self._steering_wanted:
-            self._steer(queue, parse(frame))
+        stats[_TX_BYTES] += len(chain) - _VNET_HDR_LEN
+        header, frame = self._checked(chain, _VNET_HDR_LEN)
+        if self._steers:
+            self._steer(queue, frame)
         if self.observer is not None:
             self._observe("tx", View.HOST, frame, "")
             self._observe("tx", View.WIRE, frame, "", same=True)
-        return Outcome(Packet(header, frame), b"")
+        return _new(Outcome, (_new(Packet, (header, frame)), b""))
 
     def _observe(self, direction: str, view: View, frame: memoryview | bytes, comment: str, same: bool = False) -> None:
         """Show a view to the observer; `same` packet as the last one shown, or a new one."""
@@ -174,11 +189,14 @@ class Nic:
             self.observer.packet(self._packet_id, view, direction, bytes(frame), comment)
 
     @staticmethod
-    def _check_tx(header: memoryview, frame: memoryview) -> None:
-        """A frame of a possible size under a header that makes sense; raises FrameError."""
-        if len(frame) > MAX_FRAME:
+    def _checked(chain: memoryview, frame_at: int) -> tuple[memoryview, memoryview]:
+        """Header and frame: one of a possible size under one that makes sense; else raises FrameError."""
+        chain[0] &= _NEEDS_CSUM  # the one flag a driver may set
+        size = len(chain) - frame_at
+        if size > MAX_FRAME:
             raise FrameError(Counter.TX_DROP_TOO_BIG)
-        vnet.check(vnet.VNET_HDR.unpack_from(header), len(frame))
+        vnet.check(_unpack_vnet_hdr(chain), size)
+        return chain[:_VNET_HDR_LEN], chain[frame_at:]
 
     def _extension(self, queue: int, chain: memoryview) -> Outcome:
         kind = chain[abi.VNET_HDR_LEN] if len(chain) > abi.VNET_HDR_LEN else 0
@@ -194,39 +212,36 @@ class Nic:
     def _transmit_tls(self, queue: int, chain: memoryview) -> Outcome:
         stats = self.stats.values
         stats[_TX_PACKETS] += 1
-        if len(chain) < abi.VNET_HDR_LEN + abi.TX_TLS.size:
+        if len(chain) < _VNET_HDR_LEN + _TX_TLS_LEN:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
-        ext = abi.TxTls._make(abi.TX_TLS.unpack_from(chain, abi.VNET_HDR_LEN))
+        ext = _new(abi.TxTls, abi.TX_TLS.unpack_from(chain, _VNET_HDR_LEN))
         wants_resync = ext.flags == _RESYNC
-        prefix_at = abi.VNET_HDR_LEN + ext.len
+        prefix_at = _VNET_HDR_LEN + ext.len
         frame_at = prefix_at + ext.prefix_len
         if ext.len < _TX_TLS_LEN or (ext.flags and not wants_resync) or ext.prefix_len > abi.MAX_RECORD_PREFIX:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
         if ext.prefix_len and not wants_resync:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
-        frame = chain[frame_at:]
-        stats[_TX_BYTES] += len(frame)
-        header = chain[: abi.VNET_HDR_LEN]
-        header[0] &= vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
+        stats[_TX_BYTES] += max(0, len(chain) - frame_at)
         resync = None
         if wants_resync:
             resync = Resync(ext.resync_seq, ext.resync_rcd_sn, chain[prefix_at:frame_at])
         if self.observer is not None:
-            self._observe("tx", View.HOST, frame, f"slot={ext.slot} gen={ext.generation} tx")
+            self._observe("tx", View.HOST, chain[frame_at:], f"slot={ext.slot} gen={ext.generation} tx")
         try:
-            self._check_tx(header, frame)
+            header, frame = self._checked(chain, frame_at)
             parsed = self._encrypt(ext, frame, resync)
         except (FrameError, TxDrop) as drop:
-            self._tell_tx_drop(ext, drop.counter, frame)
+            self._tell_tx_drop(ext, drop.counter, chain[frame_at:])
             raise
-        if not header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        if not header[0]:  # no NEEDS_CSUM
             checksum.fill_tcp(frame, parsed)
-        if self._steering_wanted:
-            self._steer(queue, parsed)
+        if self._steers:
+            self._steer(queue, frame)
         if self.observer is not None:
             about = f"slot={ext.slot} gen={ext.generation} tx encrypted"
             self._observe("tx", View.WIRE, frame, about, same=True)
-        return Outcome(Packet(header, frame), b"")
+        return _new(Outcome, (_new(Packet, (header, frame)), b""))
 
     def _encrypt(self, ext: abi.TxTls, frame: memoryview, resync: Resync | None) -> Frame:
         """Encrypt the TCP payload of `frame` in place, or raise TxDrop."""
@@ -281,17 +296,22 @@ class Nic:
 
     # -- rx -----------------------------------------------------------------------------------------------------------
 
-    @property
-    def _steering_wanted(self) -> bool:
-        return bool(self.features & features.VIRTIO_NET_F_MQ)
+    def _steer(self, queue: int, frame: memoryview) -> None:
+        """Automatic receive steering (virtio 1.2, 5.1.6.5.6.2): a flow is received where it last transmitted.
 
-    def _steer(self, queue: int, parsed: Frame | None) -> None:
-        """Automatic receive steering (virtio 1.2, 5.1.6.5.6.2): a flow is received where it last transmitted."""
+        A packet of the same flow and queue as the last one, recognised by its IPv4 addresses and ports, is not parsed.
+        """
+        flow = bytes(frame[_IPV4_FLOW])
+        if flow == self._steered and queue == self._steered_to and frame[ETH_HLEN] == PLAIN_IPV4:
+            return
+        parsed = parse(frame)
         if parsed is None:
             return
         if len(self._steering) >= MAX_STEERED_FLOWS:
             self._steering.clear()
         self._steering[(parsed.dst, parsed.dport, parsed.src, parsed.sport)] = queue
+        if frame[ETH_HLEN] == PLAIN_IPV4:
+            self._steered, self._steered_to = flow, queue
 
     def receive(self, header: memoryview, frame: memoryview) -> list[tuple[int, Packet]]:
         """Handle one frame from the wire in a writable buffer; return packets for the guest, each with its queue pair.

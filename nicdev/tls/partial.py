@@ -32,17 +32,18 @@ class _PartialRecord:
 
     def _split(self, src: BytesLike) -> tuple[int, int]:
         """Take the prefix bytes of `src`; start and end of the text in it. Moves the position behind `src`."""
-        start = min(self._fmt.prefix - len(self._head), len(src))
-        if start:
-            self._head += src[:start]
-            if len(self._head) == self._fmt.prefix:
-                self._text_end = self._fmt.total(self._head) - TAG_LEN
-                self._begin(self._fmt.nonce(self._number, self._head), self._fmt.aad(self._number, self._head))
-        end = min(max(self._text_end - self._pos, start), len(src))
-        self._pos += len(src)
-        return start, end
+        start, size, pos = 0, len(src), self._pos
+        if not self._text_end:
+            head, fmt = self._head, self._fmt
+            start = min(fmt.prefix - len(head), size)
+            head += src[:start]
+            if len(head) == fmt.prefix:
+                self._text_end = fmt.total(head) - TAG_LEN
+                self._begin(*fmt.sealing(self._number, head, 0))
+        self._pos = pos + size
+        return start, min(max(self._text_end - pos, start), size)
 
-    def _begin(self, nonce: bytes, aad: bytes) -> None:
+    def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         raise NotImplementedError
 
 
@@ -56,7 +57,7 @@ class SealingRecord(_PartialRecord):
         super().__init__(fmt, key, number)
         self._tag = b""
 
-    def _begin(self, nonce: bytes, aad: bytes) -> None:
+    def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._sealer = self._key.sealer(nonce, aad)
 
     def feed(self, src: memoryview, dst: memoryview) -> int:
@@ -84,7 +85,7 @@ class OpeningRecord(_PartialRecord):
         super().__init__(fmt, key, number)
         self._tag = bytearray()
 
-    def _begin(self, nonce: bytes, aad: bytes) -> None:
+    def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._opener = self._key.opener(nonce, aad)
 
     def feed(self, src: memoryview, dst: memoryview) -> tuple[int, int]:

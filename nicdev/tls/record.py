@@ -26,6 +26,7 @@ MAX_PLAINTEXT: Final = 1 << 14
 MAX_NUMBER: Final = (1 << 64) - 1  # a record number never wraps
 
 _HEADER: Final = Struct(">BHH")  # content type, version, length of what follows
+_PREFIX: Final = Struct(">BHH8s")  # a header and the explicit nonce behind it
 _AAD_1_2: Final = Struct(">QBHH")  # record number, content type, version, length of the plaintext
 _CONTENT_TYPES: Final = {
     TlsVersion.TLS_1_2: frozenset(range(20, 25)),  # change_cipher_spec to heartbeat
@@ -80,6 +81,13 @@ class RecordFormat:
             and head[1:3] == b"\x03\x03"[: len(head) - 1]
             and (len(head) < 4 or head[3] <= self.max_length >> 8)
         )
+
+    def sealing(self, number: int, head: BytesLike, at: int) -> tuple[BytesLike, bytes]:
+        """`nonce` and `aad` at once: what it takes to seal or open the whole record at head[at]."""
+        if self.prefix == HEADER_LEN:
+            return self.nonce(number, head, at), self.aad(number, head, at)
+        kind, version, length, explicit = _PREFIX.unpack_from(head, at)
+        return self._fixed_iv + explicit, _AAD_1_2.pack(number, kind, version, length - self._overhead)
 
     def nonce(self, number: int, head: BytesLike, at: int = 0) -> bytes:
         """12-byte nonce of record `number`, whose prefix is at head[at]."""

@@ -19,6 +19,13 @@ from nicdev.tls.store import Pool, Store
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK
 
 MAX_SENT: Final = 4 << 20  # bytes of one flow
+LARGE: Final = 4096  # bytes of a packet of which a copy costs more than a view
+
+
+def _mostly(piece: memoryview) -> bool:
+    """Whether a view is large and nearly all of its buffer."""
+    whole = piece.obj
+    return len(piece) >= LARGE and isinstance(whole, bytearray) and len(whole) < len(piece) + LARGE // 8
 
 
 class Sent:
@@ -34,7 +41,8 @@ class Sent:
     def admit(self, seq: int, data: memoryview) -> bool:
         """Whether ciphertext `data`, from TCP sequence number `seq` on, may leave; it is remembered if so.
 
-        False: a byte of it left before with another value.
+        False: a byte of it left before with another value. What `data` shows may not change any more: where it is large
+        and nearly all of its buffer, it is remembered itself.
         """
         if not self._store.size:
             self._start = self._end = seq
@@ -43,7 +51,8 @@ class Sent:
         if fresh is None:
             return False
         for low, high in fresh:
-            self._store.add(low, bytes(data[low - at : high - at]))
+            piece = data[low - at : high - at]
+            self._store.add(low, piece if _mostly(piece) else bytes(piece))
         self._start, self._end = min(self._start, at), max(self._end, at + len(data))
         if self._pool.free < 0:
             self._forget(self._store.size // 2)

@@ -39,7 +39,7 @@ class Store:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._starts: list[int] = []
-        self._blobs: list[bytes] = []
+        self._blobs: list[bytes | memoryview] = []
         self.size = 0
 
     def missing(self, at: int, data: bytes | memoryview) -> list[tuple[int, int]] | None:
@@ -54,7 +54,7 @@ class Store:
             if start > here:
                 fresh.append((here, start))
             low, high = max(start, at), min(start + len(blob), end)
-            if data[low - at : high - at] != blob[low - start : high - start]:
+            if bytes(data[low - at : high - at]) != bytes(blob[low - start : high - start]):  # not views: byte by byte
                 return None
             here = high
             index += 1
@@ -62,17 +62,22 @@ class Store:
             fresh.append((here, end))
         return fresh
 
-    def add(self, at: int, data: bytes) -> None:
-        """Keep `data`, none of which is here."""
-        index = bisect_left(self._starts, at)
-        self._starts.insert(index, at)
-        self._blobs.insert(index, data)
+    def add(self, at: int, data: bytes | memoryview) -> None:
+        """Keep `data` itself, which nobody may change any more, and none of which is here."""
+        starts = self._starts
+        if not starts or at > starts[-1]:
+            starts.append(at)
+            self._blobs.append(data)
+        else:
+            index = bisect_left(starts, at)
+            starts.insert(index, at)
+            self._blobs.insert(index, data)
         self._count(len(data), 1)
 
     def read(self, at: int, size: int) -> bytes:
         """Up to `size` bytes from `at` on, as far as they are here without a hole."""
         index = self._index(at)
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         here = at
         while here < at + size and index < len(self._starts) and self._starts[index] <= here:
             start, blob = self._starts[index], self._blobs[index]
@@ -80,7 +85,7 @@ class Store:
             parts.append(part)
             here += len(part)
             index += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
     def covered(self, at: int, end: int) -> int:
         """How many bytes of at..end are here."""
@@ -96,7 +101,7 @@ class Store:
         """Forget the bytes of at..end."""
         first = index = self._index(at)
         starts: list[int] = []
-        blobs: list[bytes] = []
+        blobs: list[bytes | memoryview] = []
         while index < len(self._starts) and self._starts[index] < end:
             start, blob = self._starts[index], self._blobs[index]
             for low, high in ((start, at), (end, start + len(blob))):

@@ -49,6 +49,9 @@ class TxResult(NamedTuple):
     plaintext: int  # bytes that were encrypted
 
 
+_new = tuple.__new__  # a NamedTuple from all its fields, at a third of the price of calling the class
+
+
 class TxContext:
     """Encryption state of one flow."""
 
@@ -111,7 +114,7 @@ class TxContext:
         self.bytes += plaintext
         self.records += len(walked.ends)
         self.resyncs += resync is not None
-        return TxResult(len(walked.ends), plaintext)
+        return _new(TxResult, (len(walked.ends), plaintext))
 
     @property
     def place(self) -> Cursor | None:
@@ -178,6 +181,7 @@ class TxContext:
     ) -> tuple[SealingRecord | None, int]:
         """Encrypt everything in `payload`; the record that it ends in, if it does, and the bytes encrypted."""
         fmt, key = self._fmt, self._key
+        prefix, sealing, seal = fmt.prefix, fmt.sealing, key.seal
         number = cursor.number
         plaintext = 0
         start = 0
@@ -186,9 +190,8 @@ class TxContext:
                 plaintext += record.feed(payload[:end], payload[:end])
                 record = None
             else:
-                text = start + fmt.prefix
-                nonce, aad = fmt.nonce(number, payload, start), fmt.aad(number, payload, start)
-                key.seal(nonce, aad, payload[text : end - TAG_LEN], payload[text:end])
+                text = start + prefix
+                seal(*sealing(number, payload, start), payload[text : end - TAG_LEN], payload[text:end])
                 plaintext += end - TAG_LEN - text
             number += 1
             start = end

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nicdev.abi import Direction
 from nicdev.errors import TxDrop
 from nicdev.stats import Counter
-from nicdev.tls.sent import MAX_SENT, Sent
+from nicdev.tls.sent import LARGE, MAX_SENT, Sent
 from nicdev.tls.store import MAX_POOL, Pool
 from nicdev.tls.tx import Resync, TxContext
 from tests.support.tls_oracle import SUITES, Suite, stream
@@ -89,3 +89,17 @@ def test_a_record_that_changed_is_not_sent_again(suite: Suite) -> None:
         same = bytearray(first.framed[start:end])
         tx.encrypt((SEQ + start) % 2**32, memoryview(same), Resync(SEQ, 5, bytes(first.framed[:start])))
         assert same == first.wire[start:end]
+
+
+def test_a_large_packet_is_kept_itself_where_it_is_most_of_its_buffer() -> None:
+    """And else a copy, so that what stood before it in the buffer, such as a resync's prefix, does not stay."""
+    sent = Sent(Pool())
+    whole, half = bytearray(bytes(n % 251 for n in range(100 + LARGE))), bytearray(4 * LARGE)
+    assert sent.admit(0, memoryview(whole)[100:])
+    assert sent.admit(LARGE, memoryview(half)[LARGE : 2 * LARGE])
+    for size in (1, 99, LARGE):
+        assert sent.admit(0, memoryview(bytes(whole[100 : 100 + size])))
+    assert not sent.admit(77, memoryview(bytes([whole[177] ^ 1])))
+    half[LARGE] = whole[100] = 1
+    assert not sent.differs(LARGE, memoryview(b"\0"))
+    assert sent.differs(0, memoryview(b"\0")), "a view, so nobody may change it"
