@@ -52,7 +52,8 @@ def measure(session: Session, selected: Sequence[Group], results: Results) -> li
         for measured in group.measure(session):
             assets = session.assets if group.kind == "guest" else None
             name = qualified(measured.name, assets)
-            results.add(name, entry(measured, group.kind, surroundings(["--only", group.name, *more], assets)))
+            where = surroundings(["--only", group.name, *more], assets)
+            results.add(name, entry(measured, group.kind, where, name))
             names.append(name)
         session.say(f"  {time.monotonic() - began:.0f} s")
     return names

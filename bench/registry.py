@@ -116,6 +116,13 @@ class Group:
 
 def groups() -> tuple[Group, ...]:
     """All of them, in the order in which they run."""
-    from bench import guest_capacity, guest_recovery, guest_rx, guest_tx, simulated
+    from bench import guest_capacity, guest_recovery, guest_rx, guest_tx, simulated, speed_bulk
 
-    return (simulated.GROUP, *guest_rx.GROUPS, guest_recovery.GROUP, guest_tx.GROUP, guest_capacity.GROUP)
+    return (
+        simulated.GROUP,
+        *guest_rx.GROUPS,
+        guest_recovery.GROUP,
+        guest_tx.GROUP,
+        guest_capacity.GROUP,
+        speed_bulk.GROUP,
+    )

@@ -78,9 +78,9 @@ def qualified(name: str, assets: Assets | None) -> str:
     return name
 
 
-def entry(measured: Measured, kind: str, where: Surroundings) -> dict[str, Any]:
-    """A figure as it stands in the file."""
-    goal = GOALS.get(measured.name, Goal())
+def entry(measured: Measured, kind: str, where: Surroundings, name: str = "") -> dict[str, Any]:
+    """A figure as it stands in the file; under its qualified `name` there may be a goal of its own."""
+    goal = GOALS.get(name) or GOALS.get(measured.name) or Goal()
     found: dict[str, Any] = {
         "value": round(measured.value, DIGITS),
         "unit": measured.unit,

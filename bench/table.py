@@ -11,7 +11,10 @@ VERDICTS = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.1f}".removesuffix(".0")
+    if value is None:
+        return ""
+    text = f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return text.rstrip("0").removesuffix(".")
 
 
 def table(figures: Mapping[str, Mapping[str, Any]], smoke: bool = False) -> Table:

@@ -1,0 +1,255 @@
+"""Either end of a measurement: python speed.py, in the guest, and on the wire with the user-space side of TLS.
+
+Standard library only (but for `seal`), since the guest runs a copy of this file. A line of stdin is a job, a JSON
+object; a line of stdout its result, or {"error": text}. A job is {"do": verb, ...}, see the methods do_* of Program;
+most of them work on one connection:
+
+    connect: [host, port], or without it: the next one that comes to the port that "listen" has opened
+    cipher, keys: {"tx": ..., "rx": ...} as testbed.peers.flowkeys has them: what the kernel is to encrypt and decrypt
+        with. tools: the folder of guest-image/tools
+    zerocopy: true    TLS_TX_ZEROCOPY_RO
+    seal: the keys of one direction; encrypt here
+    ask, asked: true    the receiver sends a byte when it is ready to decrypt; the sender waits for it
+    pattern: a file of PERIOD bytes; what is sent is these, over and over, in writes of that size
+
+A receiver counts the bytes of `seconds` seconds that begin `warm` seconds after its first byte, and receives to the
+end. It keeps nothing but its last PERIOD bytes, or 64 records made of them, of which it takes a sample now and then:
+each begins at a multiple of that size, so it must be the pattern, or whole records of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+PERIOD: Final = 1 << 20
+RECORD: Final = 1 << 14
+RECORD_OVERHEAD: Final = 5 + 8 + 16
+RECORDS: Final = PERIOD // RECORD
+SEALED_RECORD: Final = RECORD + RECORD_OVERHEAD
+SEALED_PERIOD: Final = RECORDS * SEALED_RECORD
+APPLICATION_DATA: Final = 23
+VERSION: Final = 0x0303
+BATCH: Final = 16  # records sealed and sent at once
+SAMPLE_EVERY: Final = 64  # periods
+TIMEOUT: Final = 60  # seconds for any one call
+# include/uapi/linux/tls.h, tcp.h
+SOL_TLS, TCP_ULP, TLS_TX_ZEROCOPY_RO = 282, 31, 3
+ASK: Final = b"?"
+
+
+class Short(Exception):
+    """There is too little to measure."""
+
+
+class Window:
+    """What arrived within `seconds` seconds that begin `warm` seconds after the first bytes."""
+
+    def __init__(self, warm: float, seconds: float) -> None:
+        self._warm, self._seconds = warm, seconds
+        self._opens = self._closes = 0.0
+        self._marks: list[tuple[float, int]] = []  # the begin, later the end: time, bytes so far
+        self.total = 0
+
+    def add(self, size: int, now: float) -> None:
+        """`size` bytes at `now` (seconds); the end of the stream is 0 bytes."""
+        if not self.total:
+            self._opens = now + self._warm
+            self._closes = self._opens + self._seconds
+        self.total += size
+        if now >= self._opens and (not self._marks or (len(self._marks) == 1 and now >= self._closes)):
+            self._marks.append((now, self.total))
+
+    def result(self) -> dict[str, Any]:
+        """`bytes`, the `seconds` in which they came, and the `total` with what came before and after. Raises Short."""
+        if len(self._marks) < 2:
+            raise Short(f"the stream ended early, after {self.total} bytes")
+        (began, before), (ended, after) = self._marks
+        return {"bytes": after - before, "seconds": ended - began, "total": self.total}
+
+
+class Ring:
+    """The last `size` bytes of a stream, and copies of them as they were now and then: (place in the stream, bytes)."""
+
+    def __init__(self, size: int) -> None:
+        self._buffer = bytearray(size)
+        self._view = memoryview(self._buffer)
+        self._at = 0
+        self._turns = 0
+        self.samples: list[tuple[int, bytes]] = []
+
+    def space(self) -> memoryview:
+        """Where to put what comes next."""
+        return self._view[self._at :]
+
+    def put(self, size: int) -> None:
+        """So much was put there."""
+        self._at += size
+        if self._at == len(self._buffer):
+            if self._turns % SAMPLE_EVERY == 0:
+                self._sample()
+            self._turns += 1
+            self._at = 0
+
+    def _sample(self) -> None:
+        self.samples.append((self._turns * len(self._buffer), bytes(self._buffer)))
+
+    def end(self) -> None:
+        """No more comes. Raises Short if that is not at a multiple of the size: senders send whole periods."""
+        if self._at or not self._turns:
+            raise Short(f"the stream ends {self._at} bytes into a period")
+        self._turns -= 1
+        if (self._turns * len(self._buffer)) != self.samples[-1][0]:
+            self._sample()
+
+
+def sealed(keys: dict[str, Any], pattern: bytes) -> Iterator[memoryview]:
+    """The pattern over and over, in TLS 1.2 records (RFC 5288), BATCH of them at once in a buffer that is used again.
+
+    Made here, as quickly as it can be: the sender must not be what is measured.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # the guest has none
+
+    key, salt, iv = (bytes.fromhex(keys[name]) for name in ("key", "salt", "iv"))
+    seal, nonce, number = AESGCM(key).encrypt_into, int.from_bytes(iv, "big"), int(keys["rec_seq"])
+    additional, explicit = struct.Struct(">QBHH").pack, struct.Struct(">Q")
+    view, buffer = memoryview(pattern), bytearray(BATCH * SEALED_RECORD)
+    out = memoryview(buffer)
+    for at in range(0, len(buffer), SEALED_RECORD):
+        out[at : at + 5] = struct.pack(">BHH", APPLICATION_DATA, VERSION, SEALED_RECORD - 5)
+    while True:
+        for start in range(0, PERIOD, BATCH * RECORD):
+            for index in range(BATCH):
+                at, source = index * SEALED_RECORD, start + index * RECORD
+                counter = explicit.pack(nonce)
+                out[at + 5 : at + 13] = counter
+                aad = additional(number, APPLICATION_DATA, VERSION, RECORD)
+                seal(salt + counter, view[source : source + RECORD], aad, out[at + 13 : at + SEALED_RECORD])
+                nonce, number = nonce + 1, number + 1
+            yield out
+
+
+class Program:
+    """Does jobs."""
+
+    def __init__(self) -> None:
+        self._listener: socket.socket | None = None
+
+    def do_listen(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Open the port that all later connections come to."""
+        self._listener = socket.create_server(tuple(job["listen"]), backlog=4096)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        return {"port": self._listener.getsockname()[1]}
+
+    def close(self) -> None:
+        """No more connections come."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def open(self, job: dict[str, Any]) -> socket.socket:
+        """The connection of a job. Kernel timeouts rather than settimeout(), which would make calls non-blocking."""
+        if "connect" in job:
+            sock = socket.create_connection(tuple(job["connect"]))
+        else:
+            assert self._listener is not None
+            self._listener.settimeout(TIMEOUT)
+            sock, _ = self._listener.accept()
+            sock.setblocking(True)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TIMEOUT, 0))
+        install(sock, job)
+        return sock
+
+    def do_send(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Send whole periods for `seconds` seconds."""
+        pattern = Path(job["pattern"]).read_bytes()
+        with self.open(job) as sock:
+            pieces: Iterator[bytes | memoryview] = itertools.repeat(pattern)
+            count = 1  # pieces in a period
+            if "seal" in job:
+                pieces, count = sealed(job["seal"], pattern), RECORDS // BATCH
+            if job.get("asked"):
+                sock.recv(len(ASK))
+            began = time.monotonic()
+            end = began + job["seconds"]
+            total = 0
+            while time.monotonic() < end:
+                for _ in range(count):
+                    piece = next(pieces)
+                    sock.sendall(piece)
+                    total += len(piece)
+            return {"total": total, "seconds": time.monotonic() - began}
+
+    def do_sendfile(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The same by sendfile(2)."""
+        file = os.memfd_create("pattern")
+        os.write(file, Path(job["pattern"]).read_bytes())
+        with self.open(job) as sock:
+            began = time.monotonic()
+            end = began + job["seconds"]
+            total = 0
+            while total % PERIOD or time.monotonic() < end:
+                at = total % PERIOD
+                total += os.sendfile(sock.fileno(), file, at, PERIOD - at)
+        os.close(file)
+        return {"total": total, "seconds": time.monotonic() - began}
+
+    def do_receive(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Receive to the end; with `records`, a file to write samples of encrypted records to, without: check them."""
+        records = job.get("records")
+        ring, window = Ring(SEALED_PERIOD if records else PERIOD), Window(job["warm"], job["seconds"])
+        with self.open(job) as sock:
+            if job.get("ask"):
+                sock.send(ASK)
+            clock = time.monotonic
+            while size := sock.recv_into(ring.space()):
+                ring.put(size)
+                window.add(size, clock())
+            window.add(0, clock())
+        ring.end()
+        if records:
+            Path(records).write_bytes(b"".join(sample for _, sample in ring.samples))
+        else:
+            pattern = Path(job["pattern"]).read_bytes()
+            if any(sample != pattern for _, sample in ring.samples):
+                raise ValueError("something else arrived than was sent")
+        return {**window.result(), "samples": [place for place, _ in ring.samples]}
+
+
+def install(sock: socket.socket, job: dict[str, Any]) -> None:
+    """Give the socket to the kernel's TLS as a job says."""
+    if "keys" not in job:
+        return
+    sys.path[:1] = [job["tools"]]
+    tool = importlib.import_module("ktls_raw")
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+    for direction, keys in job["keys"].items():
+        sock.setsockopt(SOL_TLS, tool.DIRECTIONS[direction], tool.crypto_info(job["cipher"], **keys))
+    if job.get("zerocopy"):
+        sock.setsockopt(SOL_TLS, TLS_TX_ZEROCOPY_RO, struct.pack("=I", 1))
+
+
+def main() -> int:
+    """Entry point: jobs until stdin ends."""
+    program = Program()
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            result = getattr(program, "do_" + job["do"])(job)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the result line tells it
+            result = {"error": f"{job['do']}: {type(error).__name__}: {error}"}
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

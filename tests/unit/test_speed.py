@@ -1,0 +1,233 @@
+"""The throughput arms: both ends of a transfer over loopback, what is counted, and that no wrong record is believed."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.speed_bed import PATTERN
+from bench.speed_bulk import ARMS, RATIOS, figures
+from bench.speed_run import Arm, Look, Outcome, check_samples, interrupts, prove
+from testbed.errors import BedError
+from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.speed import (
+    PERIOD,
+    RECORD,
+    RECORDS,
+    SAMPLE_EVERY,
+    SEALED_PERIOD,
+    SEALED_RECORD,
+    Program,
+    Ring,
+    Short,
+    Window,
+    sealed,
+)
+
+KEYS = FlowKeys.from_seed("aes-128-gcm", "speed test", rec_seq=5)
+WINDOW = {"warm": 0.01, "seconds": 0.05}
+
+
+@pytest.fixture
+def pattern(tmp_path: Path) -> Path:
+    path = tmp_path / "pattern"
+    path.write_bytes(PATTERN)
+    return path
+
+
+def transferred(sender: dict[str, Any], receiver: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What both ends say."""
+    listening, connecting = Program(), Program()
+    port = listening.do_listen({"listen": ["127.0.0.1", 0]})["port"]
+    sent: dict[str, Any] = {}
+    run: Callable[[dict[str, Any]], dict[str, Any]] = getattr(connecting, "do_" + sender["do"])
+    thread = threading.Thread(target=lambda: sent.update(run(sender | {"connect": ["127.0.0.1", port]})))
+    thread.start()
+    try:
+        return sent, listening.do_receive(receiver)
+    finally:
+        thread.join()
+        listening.close()
+
+
+@pytest.mark.parametrize("verb", ["send", "sendfile"])
+def test_plain_transfer(verb: str, pattern: Path) -> None:
+    sent, received = transferred(
+        {"do": verb, "seconds": 0.1, "pattern": str(pattern)}, {**WINDOW, "pattern": str(pattern)}
+    )
+    assert sent["total"] == received["total"] > 0
+    assert sent["total"] % PERIOD == 0
+    assert 0 < received["bytes"] < received["total"]
+    assert received["seconds"] > 0
+
+
+def test_other_bytes_than_the_pattern_are_noticed(pattern: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(PERIOD))
+    with pytest.raises(ValueError, match="something else arrived"):
+        transferred({"do": "send", "seconds": 0.1, "pattern": str(pattern)}, {**WINDOW, "pattern": str(other)})
+
+
+def test_sealed_transfer_opens_to_the_pattern(pattern: Path, tmp_path: Path) -> None:
+    """The whole way of an encrypted stream, to an independent decoder; a flipped bit of any part of it is noticed."""
+    samples = tmp_path / "samples"
+    sender = {"do": "send", "seconds": 0.3, "pattern": str(pattern), "seal": KEYS.rx.as_json()}
+    sent, received = transferred(sender, {**WINDOW, "records": str(samples)})
+    assert sent["total"] == received["total"]
+    places = received["samples"]
+    assert places[0] == 0
+    assert places[-1] == received["total"] - SEALED_PERIOD
+    data = samples.read_bytes()
+    check_samples(data, places, KEYS.rx)
+    for at in (0, 4, 5, 12, 13, len(data) - 1):
+        spoilt = bytearray(data)
+        spoilt[at] ^= 1
+        with pytest.raises(BedError, match="on the wire is"):
+            check_samples(bytes(spoilt), places, KEYS.rx)
+    with pytest.raises(BedError, match="on the wire is wrong"):
+        check_samples(data, [place + SEALED_RECORD for place in places], KEYS.rx)
+    with pytest.raises(BedError, match="bytes of 1 samples"):
+        check_samples(data[:-1], [0], KEYS.rx)
+
+
+def test_records_that_hold_something_else_are_noticed() -> None:
+    source = sealed(KEYS.tx.as_json(), bytes(PERIOD))
+    data = b"".join(bytes(next(source)) for _ in range(SEALED_PERIOD // (16 * SEALED_RECORD)))
+    with pytest.raises(BedError, match="other bytes on the wire"):
+        check_samples(data, [0], KEYS.tx)
+
+
+def test_window() -> None:
+    """Opens `warm` after the first bytes, and counts to the first call behind its end."""
+    window = Window(1.0, 2.0)
+    for now, size in ((10.0, 5), (10.9, 5), (11.1, 7), (12.0, 8), (12.9, 9), (13.2, 10), (14.0, 100)):
+        window.add(size, now)
+    assert window.result() == {"bytes": 27, "seconds": pytest.approx(2.1), "total": 144}
+
+
+def test_window_of_a_stream_that_ends_early() -> None:
+    window = Window(1.0, 2.0)
+    window.add(5, 10.0)
+    window.add(5, 11.5)
+    window.add(0, 12.9)
+    with pytest.raises(Short, match="after 10 bytes"):
+        window.result()
+
+
+def test_ring_takes_samples_now_and_then_and_the_last() -> None:
+    ring = Ring(4)
+    for turn in range(SAMPLE_EVERY + 3):
+        for half in range(2):
+            space = ring.space()
+            space[:2] = bytes([turn, half])
+            ring.put(2)
+    ring.end()
+    last = SAMPLE_EVERY + 2
+    assert ring.samples == [(4 * turn, bytes([turn, 0, turn, 1])) for turn in (0, SAMPLE_EVERY, last)]
+
+
+def test_ring_of_a_stream_that_ends_within_a_period() -> None:
+    ring = Ring(4)
+    ring.put(4)
+    ring.put(3)
+    with pytest.raises(Short, match="3 bytes into"):
+        ring.end()
+
+
+def test_interrupts_of_one_device() -> None:
+    text = """           CPU0       CPU1
+ 24:          0          7  PCI-MSIX-0000:00:01.0   0-edge      virtio4-config
+ 25:         10          2  PCI-MSIX-0000:00:01.0   1-edge      virtio4-input.0
+ 26:          3          0  PCI-MSIX-0000:00:01.0   2-edge      virtio4-output.0
+ 27:        100          0  PCI-MSIX-0000:00:02.0   2-edge      virtio40-input.0
+NMI:          0          9   Non-maskable interrupts
+"""
+    assert interrupts(text, "virtio4") == 15
+    assert interrupts(text, "virtio40") == 100
+    assert interrupts(text, "virtio5") == 0
+
+
+SENT = 100 * RECORD
+BY_DEVICE = {
+    "tx": Look(
+        Counter(TlsTxDevice=1),
+        Counter(tx_tls_encrypted_bytes=100 * SEALED_RECORD),
+        Counter(tx_tls_bytes=100 * SEALED_RECORD, tx_tls_records=100),
+        Counter(),
+        0,
+    ),
+    "rx": Look(
+        Counter(TlsRxDevice=1),
+        Counter(rx_tls_decrypted_bytes=SENT),
+        Counter(rx_tls_bytes=100 * SEALED_RECORD, rx_tls_records=100),
+        Counter(),
+        0,
+    ),
+}
+BY_SOFTWARE = {name: Look(Counter({f"Tls{name}Sw": 1}), Counter(), Counter(), Counter(), 0) for name in ("Tx", "Rx")}
+NOTHING = Look(Counter(), Counter(), Counter(), Counter(), 0)
+
+
+@pytest.mark.parametrize("direction", ["tx", "rx"])
+def test_counters_prove_who_did_the_tls(direction: str) -> None:
+    looks = {
+        "plain": NOTHING,
+        "offload": BY_DEVICE[direction],
+        "software": BY_SOFTWARE[direction.capitalize()],
+    }
+    for mode in looks:
+        for name, look in looks.items():
+            if mode == name:
+                prove(Arm(direction, mode), SENT, look)
+            else:
+                with pytest.raises(BedError, match="not what it seems"):
+                    prove(Arm(direction, mode), SENT, look)
+    with pytest.raises(BedError, match="not what it seems"):
+        prove(Arm("rx" if direction == "tx" else "tx", "offload"), SENT, BY_DEVICE[direction])
+
+
+@pytest.mark.parametrize(
+    ("part", "counter", "value"),
+    [
+        ("nic", "tx_tls_bytes", 98 * SEALED_RECORD),
+        ("nic", "tx_tls_records", 98),
+        ("driver", "tx_tls_encrypted_bytes", 98 * SEALED_RECORD),
+        ("driver", "tx_tls_fallback", 1),
+        ("tls", "TlsTxSw", 1),
+        ("tls", "TlsDecryptError", 1),
+        ("nic", "rx_tls_auth_fail", 1),
+        ("nic", "rx_tls_records", 1),
+    ],
+)
+def test_each_counter_can_contradict(part: str, counter: str, value: int) -> None:
+    good = BY_DEVICE["tx"]
+    changed = Counter(getattr(good, part))
+    changed[counter] = value
+    with pytest.raises(BedError, match=counter):
+        prove(Arm("tx", "offload"), SENT, replace(good, **{part: changed}))  # type: ignore[arg-type]
+
+
+def test_figures_of_all_arms() -> None:
+    """Each ratio is of the same round; the control arm is plain TCP in the direction of the arms."""
+    cpu = {"qemu": 2.0, "nic": 0.5, "peer": 0.5, "machine": 9.0}
+    results = {
+        name: [Outcome(float(number + place + 1), 2.0, cpu, {"x": float(place)}) for place in range(3)]
+        for number, name in enumerate(ARMS)
+    }
+    found = {measured.name: measured for measured in figures(results, {"cpu": "max"})}
+    assert set(RATIOS) | {f"{name}_gbit" for name in ARMS} <= set(found)
+    assert found["tx_offload_over_plain"].samples == [2 / 1, 3 / 2, 4 / 3]
+    assert found["tx_offload_over_plain"].control == [1.0, 2.0, 3.0]
+    assert found["rx_offload_over_software"].control == [5.0, 6.0, 7.0]
+    assert found["cpu_per_gb_offload_over_plain"].value == 1.0
+    assert found["plain_tx_gbit"].details == {
+        "cpu": "max", "x": 1.0, "cpu_seconds_per_gb_qemu": 1.0, "cpu_seconds_per_gb_nic": 0.25,
+        "cpu_seconds_per_gb_peer": 0.25, "cpu_seconds_per_gb_machine": 4.5,
+    }  # fmt: skip
+    assert RECORDS * RECORD == PERIOD
