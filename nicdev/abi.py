@@ -299,4 +299,4 @@ def unpack_ctx_add(body: memoryview) -> CtxAdd:
     salt = body[_SECRETS_AT : _SECRETS_AT + 4]
     iv = body[_SECRETS_AT + 4 : _SECRETS_AT + 16]
     key = body[_SECRETS_AT + 16 : _SECRETS_AT + 48]
-    return CtxAdd._make((*public[:12], salt, iv, key, *public[12:]))
+    return tuple.__new__(CtxAdd, (*public[:12], salt, iv, key, *public[12:]))

@@ -6,8 +6,9 @@ refusal is a status in the reply. Numbers and layouts are in abi.py, their meani
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 from nicdev import abi
@@ -19,6 +20,20 @@ from nicdev.tls.table import ContextTable, RxEntry
 
 TX_PERSONALITIES: Final = {personality.name.lower().replace("_", "-"): personality for personality in abi.TxPersonality}
 TLS_1_2_AES_GCM: Final = abi.CipherCap.TLS_1_2_AES_GCM_128 | abi.CipherCap.TLS_1_2_AES_GCM_256
+
+# Looked up once: the way to a member through its enum and module is longer than what is done with it.
+_OK: Final = abi.Status.OK
+_TX: Final = abi.Direction.TX
+_CMD_OK: Final = Counter.CMD_OK
+_CMD_FAILED: Final = Counter.CMD_FAILED
+_CTX_TX_ADDED: Final = Counter.CTX_TX_ADDED
+_CTX_RX_ADDED: Final = Counter.CTX_RX_ADDED
+_CTX_DELETED: Final = Counter.CTX_DELETED
+_COMMAND_LEN: Final = abi.COMMAND.size
+_REPLY_LEN: Final = abi.REPLY.size
+_NO_BODY: Final = bytes(abi.CTX_ADD.size)
+
+_Kind = tuple[abi.Direction, abi.TlsVersion, abi.Cipher]
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,14 @@ class Identity:
     tx_personality: abi.TxPersonality = abi.TxPersonality.REBUILD
 
 
+def _offered(identity: Identity) -> Iterator[_Kind]:
+    """The kinds of contexts that a device makes."""
+    for direction, cap in ((abi.Direction.TX, abi.Cap.TX), (abi.Direction.RX, abi.Cap.RX)):
+        for version, cipher in product(abi.TlsVersion, abi.Cipher):
+            if identity.caps & cap and identity.ciphers & abi.CipherCap[f"{version.name}_{cipher.name}"]:
+                yield direction, version, cipher
+
+
 class Control:
     """Executes commands on one context table."""
 
@@ -39,6 +62,7 @@ class Control:
         self._identity = identity
         self._table = table
         self._stats = stats
+        self._offered = frozenset(_offered(identity))  # kinds of contexts
         # These may change. The driver learns it from its next HELLO; each rx context is what the driver asks for.
         self.rx_personality = identity.rx_personality
         self.tx_personality = identity.tx_personality
@@ -68,67 +92,60 @@ class Control:
         try:
             data = self._execute(command)
         except CommandError as error:
-            self._stats.add(Counter.CMD_FAILED)
+            self._stats.values[_CMD_FAILED] += 1
             return abi.REPLY.pack(error.status, abi.REPLY.size)
-        self._stats.add(Counter.CMD_OK)
-        return abi.REPLY.pack(abi.Status.OK, abi.REPLY.size + len(data)) + data
+        self._stats.values[_CMD_OK] += 1
+        return abi.REPLY.pack(_OK, _REPLY_LEN + len(data)) + data
 
     def _execute(self, command: memoryview) -> bytes:
-        if len(command) < abi.COMMAND.size:
+        if len(command) < _COMMAND_LEN:
             raise CommandError(abi.Status.BAD_REQUEST, "command shorter than its header")
-        header = abi.CommandHeader._make(abi.COMMAND.unpack_from(command))
-        handler, body_len = _COMMANDS.get(header.opcode, (None, 0))
+        _, opcode, length, slot, generation = abi.COMMAND.unpack_from(command)
+        handler, body_len = _COMMANDS.get(opcode, (None, 0))
         if handler is None:
-            raise CommandError(abi.Status.UNSUPPORTED, f"opcode {header.opcode}")
-        if header.len != len(command) or header.len != abi.COMMAND.size + body_len:
-            raise CommandError(abi.Status.BAD_REQUEST, f"opcode {header.opcode} of {header.len} bytes")
-        return handler(self, header, command[abi.COMMAND.size :])
+            raise CommandError(abi.Status.UNSUPPORTED, f"opcode {opcode}")
+        if length != len(command) or length != _COMMAND_LEN + body_len:
+            raise CommandError(abi.Status.BAD_REQUEST, f"opcode {opcode} of {length} bytes")
+        return handler(self, slot, generation, command[_COMMAND_LEN:])
 
-    def _ctx_add(self, header: abi.CommandHeader, body: memoryview) -> bytes:
+    def _ctx_add(self, slot: int, generation: int, body: memoryview) -> bytes:
         try:
             params = params_from_ctx_add(abi.unpack_ctx_add(body))
-            self._check_capabilities(params.direction, params.tls_version, params.cipher)
-            refusal = self.faults.refusal(params)
-            if refusal is not abi.Status.OK:
+            offered = (params.direction, params.tls_version, params.cipher) in self._offered
+            refusal = self.faults.refusal(params) if offered else abi.Status.UNSUPPORTED
+            if refusal is not _OK:
                 params.wipe()
-                raise CommandError(refusal, "as a fault")
-            self._table.add(header.slot, header.generation, params)
+                raise CommandError(refusal)
+            self._table.add(slot, generation, params)
         except CommandError:
             self._stats.add(Counter.CTX_REFUSED)
             raise
         finally:
-            body[:] = bytes(len(body))  # the key stays in the context only
-        tx = params.direction is abi.Direction.TX
-        self._stats.add(Counter.CTX_TX_ADDED if tx else Counter.CTX_RX_ADDED)
+            body[:] = _NO_BODY  # the key stays in the context only
+        self._stats.values[_CTX_TX_ADDED if params.direction is _TX else _CTX_RX_ADDED] += 1
         return b""
 
-    def _check_capabilities(self, direction: abi.Direction, version: abi.TlsVersion, cipher: abi.Cipher) -> None:
-        needed = abi.Cap.TX if direction is abi.Direction.TX else abi.Cap.RX
-        name = abi.CipherCap[f"{version.name}_{cipher.name}"]
-        if not self._identity.caps & needed or not self._identity.ciphers & name:
-            raise CommandError(abi.Status.UNSUPPORTED, f"{direction.name} {name.name}")
-
-    def _ctx_del(self, header: abi.CommandHeader, _body: memoryview) -> bytes:
-        self._table.delete(header.slot, header.generation)
-        self._stats.add(Counter.CTX_DELETED)
+    def _ctx_del(self, slot: int, generation: int, _body: memoryview) -> bytes:
+        self._table.delete(slot, generation)
+        self._stats.values[_CTX_DELETED] += 1
         return b""
 
-    def _rx_resync(self, header: abi.CommandHeader, body: memoryview) -> bytes:
+    def _rx_resync(self, slot: int, generation: int, body: memoryview) -> bytes:
         answer = abi.RxResync._make(abi.RX_RESYNC.unpack(body))
-        context = self._table.get_rx(header.slot, header.generation)
-        entry = RxEntry(header.slot, header.generation, context)
+        context = self._table.get_rx(slot, generation)
+        entry = RxEntry(slot, generation, context)
         if not self.faults.answer(entry, answer.tcp_seq, answer.rcd_sn):
             raise CommandError(abi.Status.REFUSED, "the context has passed that place, or knows it already")
         return b""
 
-    def _get_stats(self, _header: abi.CommandHeader, _body: memoryview) -> bytes:
+    def _get_stats(self, _slot: int, _generation: int, _body: memoryview) -> bytes:
         return b"".join((value & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little") for value in self._stats.values)
 
-    def _get_stat_names(self, _header: abi.CommandHeader, _body: memoryview) -> bytes:
+    def _get_stat_names(self, _slot: int, _generation: int, _body: memoryview) -> bytes:
         return b"".join(c.name.lower().encode("ascii").ljust(abi.STAT_NAME_LEN, b"\0") for c in Counter)
 
 
-_Handler = Callable[[Control, abi.CommandHeader, memoryview], bytes]
+_Handler = Callable[[Control, int, int, memoryview], bytes]  # slot, generation, body
 _COMMANDS: Final[dict[int, tuple[_Handler, int]]] = {
     abi.Opcode.CTX_ADD: (Control._ctx_add, abi.CTX_ADD.size),
     abi.Opcode.CTX_DEL: (Control._ctx_del, 0),

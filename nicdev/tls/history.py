@@ -2,8 +2,8 @@
 
 Theory of operation: a context that is in sync, and stays so, writes nothing. Whatever else happens to its place is
 noted where it is decided, in the words of `Happened`. A history keeps the last `MAX_EVENTS`; their numbers tell how
-many came before, and it never takes more than about 8 KiB. It holds places, record numbers and a few fixed words, never
-a byte of keys or data.
+many came before, and it never takes more than about 8 KiB, nor, empty, more than 100 bytes. It holds places, record
+numbers and a few fixed words, never a byte of keys or data.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ class Event(NamedTuple):
 
 
 class History:
-    """The last events of one context; `clock` gives seconds."""
+    """The last events of one context; `clock` gives seconds, `since` is when the context began (default: now)."""
 
     __slots__ = ("_clock", "_count", "_events", "_since")
 
-    def __init__(self, clock: Callable[[], float] = float) -> None:  # float(): a clock that stands still
+    # float(): a clock that stands still
+    def __init__(self, clock: Callable[[], float] = float, since: float | None = None) -> None:
         self._clock = clock
-        self._since = clock()
+        self._since = clock() if since is None else since
         self._count = 0
-        self._events: list[Event] = []
+        self._events: tuple[Event, ...] = ()
 
     def note(self, what: Happened, seq: int | None = None, record: int | None = None, why: str = "") -> None:
         """Something happened now."""
         self._count += 1
-        if len(self._events) == MAX_EVENTS:
-            del self._events[0]
-        self._events.append(Event(self._count, self._clock() - self._since, what, seq, record, why))
+        event = Event(self._count, self._clock() - self._since, what, seq, record, why)
+        self._events = (*self._events[-MAX_EVENTS + 1 :], event)
 
     @property
     def events(self) -> tuple[Event, ...]:
         """The last ones, oldest first."""
-        return tuple(self._events)
+        return self._events
 
     def describe(self) -> list[dict[str, object]]:
         """The same for control output."""

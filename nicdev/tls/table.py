@@ -3,13 +3,17 @@
 Theory of operation: the driver chooses a slot for each context and gives it a generation. A tx packet names both, so a
 handle that outlived its context (a device restart, a slot used again) never reaches another flow's key. An rx packet
 names neither; it is looked up by its flow. The table owns the contexts: what leaves it is wiped.
+
+CTX_ADD only writes down what was said. The context itself is made by the first that asks for it, most often the first
+packet: that takes 7 us and, most of it the library's expanded key, 3 KB, and many a flow never comes so far. Nobody can
+tell the difference; a context that is made without a place is an exception, since that belongs in its history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from nicdev.abi import MAX_TCP_PAYLOAD, Direction, Status
 from nicdev.errors import CommandError, TxDrop
@@ -23,6 +27,12 @@ from nicdev.tls.tx import TxContext
 from nicdev.wire.hidden import hides_tcp
 
 Flow = tuple[bytes, int, bytes, int]  # local address and port (the guest), remote address and port
+Context = TxContext | RxContext
+# Generation, the context or what it is to be made from, and when it was added in seconds.
+_Entry = tuple[int, Context | ContextParams, float]
+
+_OK: Final = Status.OK
+_RX: Final = Direction.RX
 
 
 class RxEntry(NamedTuple):
@@ -53,8 +63,8 @@ class ContextTable:
         self.max_contexts = max_contexts
         self._clock = clock
         self.observer: ContextObserver | None = None
-        self._slots: dict[int, tuple[int, TxContext | RxContext]] = {}  # slot -> generation, context
-        self._flows: dict[Flow, RxEntry] = {}
+        self._slots: dict[int, _Entry] = {}
+        self._flows: dict[Flow, RxEntry | int] = {}  # a slot where the context is not made yet
         self._pool = Pool()
         self._sent = Pool()  # memory for what tx contexts sent
         self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
@@ -64,20 +74,33 @@ class ContextTable:
 
         EXISTS: the slot is taken, or an rx context of the same flow exists.
         """
-        flow = (*params.local, *params.remote)
+        flow = params.local + params.remote
         status = self._refusal(slot, params.direction, flow)
-        if status is not Status.OK:
+        if status is not _OK:
             params.wipe()
             raise CommandError(status)
-        history = History(self._clock)
-        if params.direction is Direction.TX:
-            self._slots[slot] = (generation, TxContext(params, history, self._sent))
-        else:
-            context = rx_context(params, self._scratch, self._pool, history)
-            self._slots[slot] = (generation, context)
-            self._flows[flow] = RxEntry(slot, generation, context)
+        self._slots[slot] = entry = (generation, params, self._clock())
+        if params.direction is _RX:
+            self._flows[flow] = slot
+        if params.no_sync:
+            self._make(slot, entry)
         if self.observer is not None:
             self.observer.added(slot, generation, params)
+
+    def _make(self, slot: int, entry: _Entry) -> Context:
+        """The context of an entry, made if it was not yet."""
+        generation, params, added = entry
+        if not isinstance(params, ContextParams):
+            return params
+        history = History(self._clock, added)
+        context: Context
+        if params.direction is _RX:
+            context = rx_context(params, self._scratch, self._pool, history)
+            self._flows[params.local + params.remote] = RxEntry(slot, generation, context)
+        else:
+            context = TxContext(params, history, self._sent)
+        self._slots[slot] = (generation, context, added)
+        return context
 
     def get_tx(self, slot: int, generation: int) -> TxContext:
         """The context of a tx packet. Raises TxDrop (TX_DROP_UNKNOWN_CONTEXT, _STALE_CONTEXT, _WRONG_DIRECTION)."""
@@ -88,19 +111,25 @@ class ContextTable:
             raise TxDrop(Counter.TX_DROP_STALE_CONTEXT)
         context = entry[1]
         if not isinstance(context, TxContext):
-            raise TxDrop(Counter.TX_DROP_WRONG_DIRECTION)
+            context = self._make(slot, entry)
+            if not isinstance(context, TxContext):
+                raise TxDrop(Counter.TX_DROP_WRONG_DIRECTION)
         return context
 
     def get_rx(self, slot: int, generation: int) -> RxContext:
         """The context of an RX_RESYNC command. Raises CommandError (STALE; BAD_REQUEST for a tx context)."""
-        context = self._get(slot, generation)
+        context = self._make(slot, self._get(slot, generation))
         if not isinstance(context, RxContext):
             raise CommandError(Status.BAD_REQUEST, "not an rx context")
         return context
 
     def lookup_rx(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> RxEntry | None:
         """The rx context of a flow: addresses of 4 or 16 bytes, local is the guest, ports in host order."""
-        return self._flows.get((local, local_port, remote, remote_port))
+        entry = self._flows.get((local, local_port, remote, remote_port))
+        if isinstance(entry, int):
+            self._make(entry, self._slots[entry])
+            return self.lookup_rx(local, local_port, remote, remote_port)
+        return entry
 
     def hides(self, frame: memoryview) -> bool:
         """Whether a frame that is no plain TCP segment may hold one of a flow that must see all of its segments."""
@@ -108,26 +137,27 @@ class ContextTable:
 
     def delete(self, slot: int, generation: int) -> None:
         """Wipe and forget a context. Raises CommandError(STALE)."""
-        context = self._get(slot, generation)
+        context = self._get(slot, generation)[1]
+        params = context if isinstance(context, ContextParams) else context.params
         del self._slots[slot]
-        if isinstance(context, RxContext):
-            del self._flows[(*context.params.local, *context.params.remote)]
+        if params.direction is _RX:
+            del self._flows[params.local + params.remote]
         context.wipe()
         if self.observer is not None:
             self.observer.deleted(slot, generation)
 
     def clear(self) -> int:
         """Wipe and forget all contexts; how many there were."""
-        contexts = list(self)
+        entries = list(self._slots.items())
         self._slots.clear()
         self._flows.clear()
-        for slot, generation, context in contexts:
+        for slot, (generation, context, _) in entries:
             context.wipe()
             if self.observer is not None:
                 self.observer.deleted(slot, generation)
         for scratch in (self._scratch, self._pool.scratch):
             scratch[:] = bytes(len(scratch))
-        return len(contexts)
+        return len(entries)
 
     def counts(self) -> dict[Direction, int]:
         """Live contexts per direction."""
@@ -136,21 +166,21 @@ class ContextTable:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def __iter__(self) -> Iterator[tuple[int, int, TxContext | RxContext]]:
+    def __iter__(self) -> Iterator[tuple[int, int, Context]]:
         """Slot, generation and context of each, in order of creation."""
-        return ((slot, generation, context) for slot, (generation, context) in self._slots.items())
+        return ((slot, entry[0], self._make(slot, entry)) for slot, entry in self._slots.items())
 
-    def _get(self, slot: int, generation: int) -> TxContext | RxContext:
+    def _get(self, slot: int, generation: int) -> _Entry:
         entry = self._slots.get(slot)
         if entry is None or entry[0] != generation:
             raise CommandError(Status.STALE)
-        return entry[1]
+        return entry
 
     def _refusal(self, slot: int, direction: Direction, flow: Flow) -> Status:
         if slot >= self.max_contexts:
             return Status.BAD_REQUEST
         if len(self._slots) >= self.max_contexts:
             return Status.TABLE_FULL
-        if slot in self._slots or (direction is Direction.RX and flow in self._flows):
+        if slot in self._slots or (direction is _RX and flow in self._flows):
             return Status.EXISTS
-        return Status.OK
+        return _OK

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import pytest
 
 from nicdev import abi
@@ -9,6 +12,7 @@ from nicdev.abi import Cipher, Direction, RxPersonality, Status, TlsVersion
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams, params_from_ctx_add
+from nicdev.tls.history import Happened
 from nicdev.tls.rx import RxContext
 from nicdev.tls.table import ContextTable
 from nicdev.tls.tx import TxContext
@@ -252,3 +256,70 @@ def test_no_plaintext_stays_after_clear() -> None:
     assert any(table._scratch)
     table.clear()
     assert not any(table._scratch)
+
+
+def test_a_context_is_wiped_whether_it_was_ever_used_or_not() -> None:
+    table = ContextTable(4)
+    all_params = [
+        params(Direction.TX),
+        params(Direction.TX),
+        params(Direction.RX),
+        params(Direction.RX, local_port=444),
+    ]
+    for slot, p in enumerate(all_params):
+        table.add(slot, 1, p)
+    tx, rx = table.get_tx(0, 1), table.get_rx(2, 1)
+    for slot in range(4):
+        table.delete(slot, 1)
+    assert not any(any((*p.key, *p.salt, *p.iv)) for p in all_params)
+    with pytest.raises(TxDrop):
+        tx.encrypt(0xFFFFFFFF, memoryview(bytearray(40)))
+    assert not rx.decrypt(0xFFFFFFFF, memoryview(bytearray(40))).decrypted
+
+
+def test_a_context_is_the_same_whoever_asks_first() -> None:
+    flow = (b"\x0a\0\0\x02", 443, b"\x0a\0\0\x01", 50000)
+    for first in range(3):
+        table = ContextTable(2)
+        table.add(0, 7, params(Direction.TX))
+        table.add(1, 8, params(Direction.RX))
+        ways: list[Callable[[ContextTable], object]] = [
+            lambda table: getattr(table.lookup_rx(*flow), "context", None),
+            lambda table: table.get_rx(1, 8),
+            lambda table: next(context for slot, _, context in table if slot == 1),
+        ]
+        contexts = [way(table) for way in ways[first:] + ways[:first]]
+        assert isinstance(contexts[0], RxContext)
+        assert contexts == [contexts[0]] * 3
+
+
+def test_history_counts_from_the_command_not_from_the_first_packet() -> None:
+    now = [10.0]
+    table = ContextTable(2, lambda: now[0])
+    table.add(0, 1, GCM_1_2.params(Direction.RX, 100, 0))
+    table.add(1, 1, GCM_1_2.params(Direction.TX, 100, 0, no_sync=True))
+    now[0] = 12.5
+    table.get_rx(0, 1).decrypt(200, memoryview(bytearray(10)))  # 100 bytes are missing
+    first, (lost,) = table.get_rx(0, 1).history.events[0], table.get_tx(1, 1).history.events
+    assert (first.what, first.at) == (Happened.GAP, 2.5)
+    assert (lost.what, lost.at) == (Happened.LOST, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("direction", "personality"),
+    [(Direction.TX, RxPersonality.IDEAL), *((Direction.RX, personality) for personality in RxPersonality)],
+)
+def test_memory_of_contexts_that_wait_for_their_first_packet(direction: Direction, personality: RxPersonality) -> None:
+    """Python's; the library has none before the first packet."""
+    count = 1000
+    table = ContextTable(count)
+    bodies = [
+        GOOD._replace(dir=direction, rx_personality=personality, local_port=port, start_seq=port << 16)
+        for port in range(1000, 1000 + count)
+    ]
+    tracemalloc.start()
+    for slot, body in enumerate(bodies):
+        table.add(slot, 1000 + slot, params_from_ctx_add(body))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size / count < 1536
