@@ -52,6 +52,7 @@ _RX_TLS, _RX_TLS_LEN, _DECRYPTED = int(abi.ExtType.RX_TLS), abi.RX_TLS.size, int
 _VNET_HDR_LEN, _HDR_F_EXT, _NEEDS_CSUM = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EXT), vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
 _unpack_vnet_hdr = vnet.VNET_HDR.unpack_from
 
+_ORDINARY: Final = RxResult()[3:]  # all but whether, and what, was decrypted
 _EXT_HDR: Final = vnet.VnetHdr(flags=abi.HDR_F_EXT, num_buffers=1).pack()
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
 _NEEDS_SEGMENTING = {
@@ -100,6 +101,15 @@ def _resync_fields(result: RxResult) -> tuple[int, int]:
         if seq is not None:
             return seq, 0
     return 0, 0
+
+
+def _remark(header: bytes | memoryview) -> str:
+    """For observers: what the extension of a received packet says."""
+    if not header[0] & _HDR_F_EXT:
+        return ""
+    verdict = abi.RxTls._make(abi.RX_TLS.unpack_from(header, _VNET_HDR_LEN))
+    how = "decrypted" if verdict.flags & _DECRYPTED else "untouched"
+    return f"slot={verdict.slot} gen={verdict.generation} rx {how} records={verdict.records}"
 
 
 class Nic:
@@ -322,21 +332,31 @@ class Nic:
         header[0] &= _RX_FLAGS  # nothing from a port can look like an extension
         parsed = parse(frame)
         if parsed is None:
-            return self._received(0, [self._receive_one(header, frame, None)])
+            return self._received(0, header, frame, None)
         key = (parsed.src, parsed.sport, parsed.dst, parsed.dport)
         queue = self._steering.get(key, 0)
-        if header[1] and not self.features & _NEEDS_SEGMENTING.get(header[1] & 0x7F, 0):
+        if header[1] and not self._features & _NEEDS_SEGMENTING.get(header[1] & 0x7F, 0):
             try:
                 pieces = self._segments(header, frame, parsed)
             except FrameError as drop:
                 self.stats.add(drop.counter)
                 return []
-            return self._received(queue, [self._receive_one(h, f, parse(f)) for h, f in pieces])
-        return self._received(queue, [self._receive_one(header, frame, parsed)])
+            return [packet for h, f in pieces for packet in self._received(queue, h, f, parse(f))]
+        return self._received(queue, header, frame, parsed)
 
-    @staticmethod
-    def _received(queue: int, packets: list[Packet | None]) -> list[tuple[int, Packet]]:
-        return [(queue, packet) for packet in packets if packet is not None]
+    def _received(
+        self, queue: int, header: memoryview, frame: memoryview, parsed: Frame | None
+    ) -> list[tuple[int, Packet]]:
+        """One packet with its verdict, in a list that is empty if the guest must not get it."""
+        if self.observer is not None:
+            self._observe("rx", View.WIRE, frame, "")
+        packet = self._verdict(header, frame, parsed)
+        if packet is None:
+            self.stats.add(Counter.RX_DROP_INCONSISTENT)
+            return []
+        if self.observer is not None:
+            self._observe("rx", View.HOST, packet.frame, _remark(packet.header), same=True)
+        return [(queue, packet)]
 
     @staticmethod
     def _segments(header: memoryview, frame: memoryview, parsed: Frame) -> list[tuple[memoryview, memoryview]]:
@@ -355,41 +375,29 @@ class Nic:
             checksum.finish_partial(frame, start, offset)
         return bytes(abi.VNET_HDR_LEN)
 
-    def _receive_one(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> Packet | None:
-        self._observe("rx", View.WIRE, frame, "")
-        packet, about = self._verdict(header, frame, parsed)
-        if packet is None:
-            self.stats.add(Counter.RX_DROP_INCONSISTENT)
-        else:
-            self._observe("rx", View.HOST, packet.frame, about, same=True)
-        return packet
-
-    def _verdict(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> tuple[Packet | None, str]:
-        """The packet as the guest gets it, None if it must not get it; and a remark for observers."""
+    def _verdict(self, header: memoryview, frame: memoryview, parsed: Frame | None) -> Packet | None:
+        """The packet as the guest gets it, None if it must not get it."""
         if parsed is None and self.table.hides(frame):
-            return None, ""
+            return None
         hit = None
-        if self._greeted and parsed is not None and parsed.payload < parsed.end:
+        if parsed is not None and self._greeted and parsed.payload < parsed.end:
             hit = self.table.lookup_rx(parsed.dst, parsed.dport, parsed.src, parsed.sport)
-        plain = Packet(self._plain_header(header, frame), frame)
+        plain = self._plain_header(header, frame)
         if hit is None or parsed is None:
-            return plain, ""
+            return _new(Packet, (plain, frame))
         if not header[0] & _RX_FLAGS and not checksum.verify_tcp(frame, parsed):
             self.stats.add(Counter.RX_TLS_BAD_CSUM)
-            return plain, "bad checksum"
+            return _new(Packet, (plain, frame))
         slot, generation, _ = hit
         result = self.control.faults.decrypt(hit, parsed, frame[parsed.payload : parsed.end])
         if result.drop:
-            return None, ""
+            return None
         flags = self._count_rx(result, parsed)
         records = result.records & 0xFFFF
         resync = _resync_fields(result)
-        extension = abi.RX_TLS.pack(
-            abi.ExtType.RX_TLS, flags, abi.RX_TLS.size, slot, generation, *resync, records, result.plaintext
-        )
-        marked = bytes((plain.header[0] | abi.HDR_F_EXT,)) + plain.header[1:] + extension
-        about = f"slot={slot} gen={generation} rx {'decrypted' if result.decrypted else 'untouched'}"
-        return Packet(marked, frame), f"{about} records={result.records}"
+        extension = abi.RX_TLS.pack(_RX_TLS, flags, _RX_TLS_LEN, slot, generation, *resync, records, result.plaintext)
+        marked = bytes((plain[0] | _HDR_F_EXT,)) + plain[1:] + extension
+        return _new(Packet, (marked, frame))
 
     def _count_rx(self, result: RxResult, parsed: Frame) -> int:
         """Count one verdict; return its RxTlsFlag bits."""
@@ -400,12 +408,14 @@ class Nic:
             stats[_RX_TLS_RECORDS] += result.records
         else:
             stats[_RX_TLS_PASSED] += 1
+        if result[3:] == _ORDINARY:
+            return _DECRYPTED if result.decrypted else 0
         stats[Counter.RX_TLS_AUTH_FAIL] += result.auth_failed
         stats[Counter.RX_TLS_LOST_SYNC] += result.lost_sync
         stats[Counter.RX_TLS_RESYNCED] += result.resynced
-        flags = int(abi.RxTlsFlag.DECRYPTED) if result.decrypted else 0
+        flags = _DECRYPTED if result.decrypted else 0
         if result.error:
-            flags |= abi.RxTlsFlag.ERROR
+            flags |= int(abi.RxTlsFlag.ERROR)
         for given, counter, flag in (
             (result.ask is not None, Counter.RX_TLS_ASKED, abi.RxTlsFlag.RESYNC_REQ),
             (result.opened is not None, Counter.RX_TLS_RESYNC_STARTED, abi.RxTlsFlag.RESYNC_START),
@@ -414,5 +424,5 @@ class Nic:
         ):
             if given:
                 stats[counter] += 1
-                flags |= flag
-        return int(flags)
+                flags |= int(flag)
+        return flags

@@ -100,34 +100,37 @@ class QueuePair:
         """
         taken: list[_Buffer] = []
         room = 0
+        pop = ring.pop
         while room < need and len(taken) < most:
-            element = ring.pop()
+            element = pop()
             if element is None:
                 break
             head, _, writable = element
             taken.append((head, writable))
-            room += sum(map(len, writable))
+            for view in writable:
+                room += len(view)
         return taken, room
 
     @staticmethod
     def _fill(ring: SplitRing, packet: Packet, taken: list[_Buffer]) -> None:
         """Copy header (with num_buffers) and frame over the buffers and push them."""
-        header = bytearray(packet.header)
+        header, frame = bytearray(packet.header), packet.frame
         header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(taken).to_bytes(2, "little")
-        pieces = [memoryview(header), packet.frame]
+        at, end = -len(header), len(frame)  # in the frame; the header comes before
         for head, writable in taken:
             written = 0
             for view in writable:
-                at = 0
-                while at < len(view) and pieces:
-                    n = min(len(view) - at, len(pieces[0]))
-                    view[at : at + n] = pieces[0][:n]
+                size, here = len(view), 0
+                if at < 0:
+                    here = min(size, -at)
+                    view[:here] = header[at : at + here or None]
+                    at += here
+                if here < size and at < end:
+                    n = min(size - here, end - at)
+                    view[here : here + n] = frame[at : at + n]
                     at += n
-                    if n == len(pieces[0]):
-                        pieces.pop(0)
-                    else:
-                        pieces[0] = pieces[0][n:]
-                written += at
+                    here += n
+                written += here
             ring.push(head, written)
 
     def flush_messages(self) -> bool:
