@@ -17,7 +17,7 @@ from typing import Final
 from bench.evp import Evp, call_rate
 from bench.proof import check_flows, check_stream
 from bench.registry import Group, Measured, Session, interleaved, ratios
-from bench.rig import Rig, Shape
+from bench.rig import Processors, Rig, Run, Shape
 from bench.work import SEALED, TEXT, TSO, stream_lap
 
 HOT: Final = {"tso": (32, TSO), "record": (128, SEALED)}  # packets to a lap of 2 MB, TCP payload of each
@@ -31,12 +31,12 @@ def gbit(packets_per_second: float, payload: int) -> float:
     return packets_per_second * payload / SEALED * TEXT * 8 / 1e9
 
 
-def measured(
-    name: str, unit: str, runs: Sequence[Sequence[float]], scale: Callable[[float], float], **details: object
-) -> Measured:
-    """A figure from the rates of the pieces of each round."""
-    means = [round(scale(harmonic_mean(run)), 4) for run in runs]
-    return Measured(name, unit, [scale(max(run)) for run in runs], details={**details, "mean_of_each_round": means})
+def measured(name: str, unit: str, runs: Sequence[Run], scale: Callable[[float], float], **details: object) -> Measured:
+    """A figure from a run per round; `scale` makes it of packets per second."""
+    means = [round(scale(harmonic_mean(run.pieces)), 4) for run in runs]
+    processor = [round(scale(run.by_processor), 4) for run in runs]
+    details |= {"mean_of_each_round": means, "by_processor_time": processor}
+    return Measured(name, unit, [scale(max(run.pieces)) for run in runs], details=details)
 
 
 def descriptors(session: Session) -> Iterator[Measured]:
@@ -50,22 +50,22 @@ def descriptors(session: Session) -> Iterator[Measured]:
 class StreamArm:
     """Records of one flow through a rig of its own; what left is opened after every run."""
 
-    def __init__(self, stack: ExitStack, packets: int, payload: int) -> None:
+    def __init__(self, stack: ExitStack, packets: int, payload: int, where: Processors | None = None) -> None:
         self.packets, self.payload = packets, payload
         self.records, size = stream_lap(packets, payload)
         shape = Shape(packets, {"commands": {}, "stream": {"payload": payload}}, memory=size + (32 << 20))
-        self.rig = stack.enter_context(Rig(shape))
-        self.rig.run("add_tx", 1, 1)
+        self.rig = stack.enter_context(Rig(shape, where))
+        self.rig.run("add_tx", 1)
         self._laps = 0
 
-    def run(self, laps: int, pieces: int) -> list[float]:
-        """So many laps, in so many pieces; packets per second of each piece."""
+    def run(self, laps: int, pieces: int) -> Run:
+        """So many laps, in so many pieces."""
         count = laps * self.packets
-        rates = self.rig.run("stream", count, count // pieces, min(self.packets, 256))
+        found = self.rig.run("stream", count, count // pieces, min(self.packets, 256))
         frames = self.rig.record("stream", self.packets, SAMPLE)
         check_stream(frames, self._laps + laps, self.records)
         self._laps += laps + 1
-        return rates
+        return found
 
 
 def openssl_speed(seconds: int) -> float | None:
@@ -81,37 +81,36 @@ def openssl_speed(seconds: int) -> float | None:
 def crypto(session: Session) -> Iterator[Measured]:
     """TLS records, hot: in packets as TSO makes them, and one to a packet; beside the same libcrypto by itself."""
     evp, tries, calls = Evp(TEXT), session.scaled(50, 3), session.scaled(400, 20)
-    laps, pieces = session.scaled(128, 8), session.scaled(32, 4)
+    alone: dict[str, Callable[[], float]] = {
+        "evp": lambda: evp.rate(calls),
+        "bulk": lambda: evp.rate(calls, records=False),
+        "call": lambda: call_rate(TEXT, calls),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in alone}
+    runs: dict[str, list[Run]] = {name: [] for name in HOT}
     with ExitStack() as stack:
-        streams = {name: StreamArm(stack, *shape) for name, shape in HOT.items()}
-        arms: dict[str, Callable[[int], list[float]]] = {
-            "evp": lambda _: [evp.rate(calls) for _ in range(tries)],
-            "bulk": lambda _: [evp.rate(calls, records=False) for _ in range(tries)],
-            "call": lambda _: [call_rate(TEXT, calls) for _ in range(tries)],
-            **{name: lambda _, arm=arm: arm.run(laps, pieces) for name, arm in streams.items()},  # type: ignore[misc]
-        }
-        found = interleaved(arms, session.rounds(ROUNDS))
-    best = {name: [max(rates) for rates in runs] for name, runs in found.items()}
-    yield from _crypto_figures(best, found, openssl_speed(session.scaled(3, 1)))
+        arms = {name: StreamArm(stack, *shape) for name, shape in HOT.items()}
+        for _ in range(session.rounds(ROUNDS)):
+            for name, rate in alone.items():
+                rates[name].append(8e-9 * max(rate() for _ in range(tries)))
+            for name, arm in arms.items():
+                runs[name].append(arm.run(session.scaled(128, 8), session.scaled(32, 4)))
+    yield from _crypto_figures(rates, runs)
+    if (openssl := openssl_speed(session.scaled(3, 1))) is not None:
+        yield Measured("libcrypto_openssl_speed_gbit", "Gbit/s", [8e-9 * openssl])
 
 
-def _crypto_figures(
-    best: Mapping[str, Sequence[float]], found: Mapping[str, Sequence[Sequence[float]]], openssl: float | None
-) -> Iterator[Measured]:
-    bits = {name: [gbit(rate, HOT[name][1]) for rate in best[name]] for name in HOT}
-    by_itself = {name: [rate * 8 / 1e9 for rate in best[name]] for name in ("evp", "bulk", "call")}
-    details = {"cipher": "AES-128-GCM", "record_bytes": TEXT, "evp_gbit": max(by_itself["evp"])}
-    yield Measured("device_crypto_over_evp", "ratio", ratios(bits["tso"], by_itself["evp"]), details=details)
-    yield Measured("device_crypto_one_record_over_evp", "ratio", ratios(bits["record"], by_itself["evp"]))
-    yield Measured("device_crypto_over_evp_bulk", "ratio", ratios(bits["tso"], by_itself["bulk"]))
-    yield Measured("device_crypto_over_call", "ratio", ratios(bits["tso"], by_itself["call"]))
-    if openssl is not None:
-        yield Measured("device_crypto_over_openssl_speed", "ratio", [rate * 1e9 / 8 / openssl for rate in bits["tso"]])
-    for name, payload in (("tso", TSO), ("record", SEALED)):
-        figure = "device_crypto_hot_gbit" if name == "tso" else "device_crypto_one_record_gbit"
-        yield measured(figure, "Gbit/s", found[name], lambda rate, payload=payload: gbit(rate, payload))  # type: ignore[misc]
-    for name in ("evp", "bulk", "call"):
-        yield Measured(f"libcrypto_{name}_gbit", "Gbit/s", by_itself[name])
+def _crypto_figures(rates: Mapping[str, Sequence[float]], runs: Mapping[str, Sequence[Run]]) -> Iterator[Measured]:
+    bits = {name: [gbit(max(run.pieces), HOT[name][1]) for run in runs[name]] for name in HOT}
+    details = {"cipher": "AES-128-GCM", "record_bytes": TEXT}
+    yield Measured("device_crypto_over_evp", "ratio", ratios(bits["tso"], rates["evp"]), details=details)
+    yield Measured("device_crypto_over_evp_bulk", "ratio", ratios(bits["tso"], rates["bulk"]), details=details)
+    yield Measured("device_crypto_over_call", "ratio", ratios(bits["tso"], rates["call"]), details=details)
+    yield Measured("device_crypto_one_record_over_evp", "ratio", ratios(bits["record"], rates["evp"]), details=details)
+    yield measured("device_crypto_hot_gbit", "Gbit/s", runs["tso"], lambda rate: gbit(rate, TSO))
+    yield measured("device_crypto_one_record_gbit", "Gbit/s", runs["record"], lambda rate: gbit(rate, SEALED))
+    for name, samples in rates.items():
+        yield Measured(f"libcrypto_{name}_gbit", "Gbit/s", samples)
 
 
 def streaming(session: Session) -> Iterator[Measured]:
@@ -129,21 +128,23 @@ def flows(session: Session) -> Iterator[Measured]:
     contexts, count = session.scaled(100_000, 500), session.scaled(20_000, 600)
     shape = Shape(128, {"commands": {}, "flows": {"flows": contexts}}, max_contexts=1 << 17)
     with Rig(shape) as rig:
-        rig.run("add_tx", contexts, contexts)
+        rig.run("add_tx", contexts)
+        first = rig.run("each", contexts, contexts // 20)  # a context's first packet makes what the others use
 
-        def arm(order: str) -> Callable[[int], list[float]]:
-            def run(_: int) -> list[float]:
-                rates = rig.run(order, count, count // 10)
+        def arm(order: str) -> Callable[[int], Run]:
+            def run(_: int) -> Run:
+                found = rig.run(order, count, count // 10)
                 check_flows(rig.record(order, SAMPLE, SAMPLE))
-                return rates
+                return found
 
             return run
 
         found = interleaved({order: arm(order) for order in ("one", "random", "bursts")}, session.rounds(ROUNDS))
-    best = {order: [max(rates) for rates in runs] for order, runs in found.items()}
+    best = {order: [max(run.pieces) for run in runs] for order, runs in found.items()}
     details = {"contexts": contexts}
     yield Measured("cost_100k_flows_over_1", "ratio", ratios(best["one"], best["random"]), details=details)
     yield Measured("cost_100k_flows_burst8_over_1", "ratio", ratios(best["one"], best["bursts"]), details=details)
+    yield Measured("cost_first_record_over_later", "ratio", [max(best["one"]) / max(first.pieces)], details=details)
 
 
 GROUPS: Final = (

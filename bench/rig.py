@@ -5,7 +5,7 @@ vhost-user socket, and the port is one that takes everything. So all checks are 
 which has nothing to do. Device and driver are pinned to a processor each, where there are two.
 
     with Rig(Shape(num=256, works={"plain": {}})) as rig:
-        rig.run("plain", 100000, piece=10000)        # packets per second of each piece
+        rig.run("plain", 100000, piece=10000).pieces        # packets per second of each piece
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from nicdev import __version__
 from nicdev.control import Control, Identity
@@ -39,8 +40,13 @@ from testbed.errors import BedError
 from testbed.stages import PROJECT
 
 NO_FD: Final = -1
+TX, RX = 1, 0  # vring numbers
 COMMANDS: Final = ("add_tx", "add_rx", "delete")  # works
-DROPS: Final = [c for c in Counter if "_drop_" in c.name.lower() or "ERROR" in c.name or c is Counter.CMD_FAILED]
+DROPS: Final = [
+    c for c in Counter
+    if "_drop_" in c.name.lower() or "ERROR" in c.name or c in (Counter.CMD_FAILED, Counter.EVENTS_SENT)
+]  # fmt: skip
+MakePort = Callable[[Loop], Port]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Shape:
     works: Mapping[str, Mapping[str, Any]]
     memory: int = 64 << 20  # bytes of guest memory
     max_contexts: int = 65536
+    rx_buffers: int = 0  # size of the rx ring; 0: none
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,24 @@ def pinned(processor: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+class Run(NamedTuple):
+    """What came of an order. Marks are (chains so far, time in ns), the first when the device was under way."""
+
+    marks: list[tuple[int, int]]
+    chains: int
+    processor_seconds: float  # that the device took
+
+    @property
+    def pieces(self) -> list[float]:
+        """Chains per second of each piece."""
+        return [1e9 * (done - before) / (at - since) for (before, since), (done, at) in pairwise(self.marks)]
+
+    @property
+    def by_processor(self) -> float:
+        """Chains per second of processor time: less at the mercy of what else runs, but blind to waiting."""
+        return self.chains / self.processor_seconds
+
+
 class Recorder(Port):
     """Keeps copies of the first `keep` frames."""
 
@@ -98,12 +123,19 @@ class Recorder(Port):
         return True
 
 
-@dataclass
 class Rig:
-    """Device here, driver in another process. `totals` are the packets and commands that were posted so far."""
+    """Device here, driver in another process. `posted` counts chains by what they are, and frames from the port."""
 
-    shape: Shape
-    where: Processors = field(default_factory=processors)
+    def __init__(self, shape: Shape, where: Processors | None = None) -> None:
+        self.shape = shape
+        self.where = where or processors()
+        stats = Stats()
+        table = ContextTable(shape.max_contexts, Loop.time)
+        self.nic = Nic(stats, table, Control(Identity(__version__), table, stats), lambda: secrets.randbits(64))
+        self.nic.features = features.OFFERED & ~features.VIRTIO_NET_F_MQ  # one queue pair
+        self.posted = {Counter.TX_WIRE_PACKETS: 0, Counter.CMD_OK: 0, Counter.RX_WIRE_PACKETS: 0, Counter.HELLOS: 0}
+        self.rings: dict[int, SplitRing] = {}
+        self._events: dict[int, tuple[int, int]] = {}  # kick, call
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -117,35 +149,28 @@ class Rig:
         self._stack.close()
 
     def _open(self, stack: ExitStack) -> None:
-        host = LinuxHost()
         memfd = os.memfd_create("guest")
         stack.callback(os.close, memfd)
         os.ftruncate(memfd, self.shape.memory)
-        self._kick, self._call = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2))
-        stack.callback(os.close, self._kick)
-        stack.callback(os.close, self._call)
-        config = {"num": self.shape.num, "works": self.shape.works, "sleeping": self.where.shared,
-                  "processor": self.where.driver}  # fmt: skip
+        indexes = (TX, RX) if self.shape.rx_buffers else (TX,)
+        for index in indexes:
+            self._events[index] = (os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK))
+            for fd in self._events[index]:
+                stack.callback(os.close, fd)
+        fds = (memfd, *(fd for index in indexes for fd in self._events[index]))
+        config = {"num": self.shape.num, "works": self.shape.works, "rx_buffers": self.shape.rx_buffers,
+                  "sleeping": self.where.shared, "processor": self.where.driver}  # fmt: skip
         self._driver = subprocess.Popen(
-            [sys.executable, "-m", "bench.synthetic", *map(str, (memfd, self._kick, self._call)), json.dumps(config)],
-            cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(memfd, self._kick, self._call),
+            [sys.executable, "-m", "bench.synthetic", json.dumps(config), *map(str, fds)],
+            cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=fds,
         )  # fmt: skip
         stack.enter_context(self._driver)
         stack.callback(self._driver.kill)
-        layout = RingLayout(*self._answer())
-        view = host.map(memfd, 0, self.shape.memory)
-        memory = GuestMemory([Region(0, 0, self.shape.memory, view)])
-        stack.callback(self._forget)
-        self.ring = SplitRing(memory, layout, event_idx=True, indirect=True)
-        stats = Stats()
-        table = ContextTable(self.shape.max_contexts, Loop.time)
-        self.nic = Nic(stats, table, Control(Identity(__version__), table, stats), lambda: secrets.randbits(64))
-        self.nic.features = features.OFFERED & ~features.VIRTIO_NET_F_MQ  # one queue pair
-        self.totals = {"packets": 0, "commands": 0}
-
-    def _forget(self) -> None:
-        """Let the mapping go."""
-        del self.ring
+        layouts = self._answer()
+        self.memory = LinuxHost().map(memfd, 0, self.shape.memory)
+        memory = GuestMemory([Region(0, 0, self.shape.memory, self.memory)])
+        for index, layout in zip(indexes, layouts, strict=True):
+            self.rings[index] = SplitRing(memory, RingLayout(*layout), event_idx=True, indirect=True)
 
     def _answer(self) -> Any:
         assert self._driver.stdout is not None
@@ -154,49 +179,64 @@ class Rig:
             raise BedError(f"the synthetic driver ended with status {self._driver.wait()}")
         return json.loads(line)
 
-    def run(self, work: str, count: int, piece: int, window: int = 0, **more: Any) -> list[float]:
-        """Handle `count` chains of a work; chains per second of each whole piece but the first."""
-        order = {"work": work, "count": count, "piece": piece, "window": window or self.shape.num, **more}
-        marks = self._run(order, lambda loop: FaultyPort(loop, Port(), self.nic))
-        return [1e9 * (done - before) / (at - since) for (before, since), (done, at) in pairwise(marks)]
+    def tell(self, order: Mapping[str, Any]) -> None:
+        """Send the driver an order."""
+        assert self._driver.stdin is not None
+        self._driver.stdin.write(json.dumps(order).encode() + b"\n")
+        self._driver.stdin.flush()
+
+    def run(self, work: str, count: int, piece: int = 0, window: int = 0, port: MakePort | None = None) -> Run:
+        """Have `count` chains of a work handled, at most `window` at a time, and a mark made at every `piece`.
+
+        Raises BedError, also where not all was done, or anything dropped.
+        """
+        order = {"work": work, "count": count, "piece": piece or count, "window": window or self.shape.num}
+        self.posted[_counter(work)] += count
+        return self.serve(order, port or (lambda loop: FaultyPort(loop, Port(), self.nic)))
+
+    def again(self, work: str) -> None:
+        """Let a work begin anew with its first chain."""
+        self.tell({"again": work})
 
     def record(self, work: str, count: int, keep: int) -> list[bytes]:
         """Handle `count` chains and return the first `keep` frames that left."""
         recorder = Recorder(keep)
-        order = {"work": work, "count": count, "piece": count, "window": self.shape.num}
-        self._run(order, lambda _: recorder)
+        self.run(work, count, port=lambda _: recorder)
         return recorder.frames
 
-    def _run(self, order: Mapping[str, Any], port: Callable[[Loop], Port]) -> list[tuple[int, int]]:
-        assert self._driver.stdin is not None
+    def serve(self, order: Mapping[str, Any], port: MakePort) -> Run:
+        """Be the device until the driver has answered to `order`. Raises BedError as `run`."""
         assert self._driver.stdout is not None
         marks: list[tuple[int, int]] = []
         loop = Loop()
 
         def answered() -> None:
-            marks.extend(self._answer())
             loop.stop()
+            marks.extend(self._answer())
 
-        try:
-            device = Device(loop, self.nic, port(loop), 1)
-            device.queue_started(1, self.ring, self._kick, self._call, NO_FD)
+        with pinned(self.where.device), closing(loop), closing(port(loop)) as wire:
+            device = Device(loop, self.nic, wire, 1)
+            for index, ring in self.rings.items():
+                device.queue_started(index, ring, *self._events[index], NO_FD)
             loop.watch(self._driver.stdout.fileno(), answered)
-            self._driver.stdin.write(json.dumps(order).encode() + b"\n")
-            self._driver.stdin.flush()
-            with pinned(self.where.device):
-                loop.run()
-        finally:
-            loop.close()
-        self.totals["commands" if order["work"] in COMMANDS else "packets"] += order["count"]
+            self.tell(order)
+            began = time.process_time()
+            loop.run()
+            took = time.process_time() - began
         self._account()
-        return marks
+        return Run(marks, order.get("count", 0), took)
 
     def _account(self) -> None:
         """Everything that was posted was done, and nothing dropped. Raises BedError."""
         stats = self.nic.stats
-        wrong = {c.name.lower(): stats[c] for c in DROPS if stats[c]}
-        for name, counter in (("packets", Counter.TX_WIRE_PACKETS), ("commands", Counter.CMD_OK)):
-            if stats[counter] != self.totals[name]:
-                wrong[counter.name.lower()] = stats[counter]
+        expected = dict.fromkeys(DROPS, 0) | self.posted
+        wrong = {c.name.lower(): f"{stats[c]}, not {count}" for c, count in expected.items() if stats[c] != count}
         if wrong:
-            raise BedError(f"posted {self.totals}, but the device has counted {wrong}")
+            raise BedError(f"the device has counted {wrong}")
+
+
+def _counter(work: str) -> Counter:
+    """What counts the chains of a work."""
+    if work == "hello":
+        return Counter.HELLOS
+    return Counter.CMD_OK if work in COMMANDS else Counter.TX_WIRE_PACKETS

@@ -150,6 +150,17 @@ class Plain(Chains):
         return self.header_at(index), abi.VNET_HDR_LEN + len(self.FRAME), 0
 
 
+class Hello(Chains):
+    """HELLO, after which the device gives verdicts on what it receives."""
+
+    def __init__(self, ram: memoryview, at: int, num: int) -> None:
+        super().__init__(ram, at, num, 0)
+        ethertype = abi.HELLO_ETHERTYPE.to_bytes(2, "big")
+        hello = abi.HELLO.pack(abi.HELLO_DST, bytes(6), ethertype, abi.ABI_VERSION, abi.HELLO_MAGIC, 1, 0)
+        for index in range(num):
+            self.put(index, bytes((abi.HDR_F_EXT,)) + bytes(abi.VNET_HDR_LEN - 1) + hello)
+
+
 class Stream(Chains):
     """One flow (slot 0): whole records one after the other, in packets of `payload` bytes; a lap ends with a record."""
 
@@ -215,15 +226,16 @@ class Flows(Chains):
 
 
 class Commands(Chains):
-    """CTX_ADD, or CTX_DEL, of slots 0, 1, ...; the flows' keys go round."""
+    """CTX_ADD in a direction, or CTX_DEL (None), of slots 0, 1, ...; chain i has key i % keys."""
 
     written = len(_OK)
 
-    def __init__(self, ram: memoryview, at: int, num: int, opcode: abi.Opcode, direction: abi.Direction) -> None:
+    def __init__(self, ram: memoryview, at: int, num: int, direction: abi.Direction | None, keys: int) -> None:
         super().__init__(ram, at, num, len(_OK) * num)
-        self._adds_rx = opcode is abi.Opcode.CTX_ADD and direction is abi.Direction.RX
+        self._adds_rx = direction is abi.Direction.RX
+        opcode = abi.Opcode.CTX_DEL if direction is None else abi.Opcode.CTX_ADD
         for index in range(num):
-            body = ctx_add(direction, KEYS[index % len(KEYS)]) if opcode is abi.Opcode.CTX_ADD else b""
+            body = b"" if direction is None else ctx_add(direction, KEYS[index % keys])
             command = abi.COMMAND.pack(abi.ExtType.COMMAND, opcode, abi.COMMAND.size + len(body), 0, GENERATION)
             head = bytes((abi.HDR_F_EXT,)) + bytes(abi.VNET_HDR_LEN - 1) + command + body
             self.put(index, head)
