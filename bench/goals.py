@@ -46,6 +46,8 @@ SPEED: Final = {
     "rx_offload_over_software_qemu_7_2": (3.2, 2.2),
     "plain_tx_over_qemu": (1.0, None),
     "plain_rx_over_qemu": (1.0, None),
+    "udp_pps_over_qemu": (1.0, None),
+    "small_transfer_over_software": (1.0, 0.027),
 }
 
 
@@ -84,6 +86,8 @@ def _goals() -> dict[str, Goal]:
         goals[flat("tx", where, "retransmissions_in_device")] = Goal(100)
     for name, (ratio, best) in SPEED.items():
         goals[name] = Goal(ratio, best, CX6 if best else "")
+    goals["rr_latency_over_qemu"] = Goal(1.2, less_is_better=True)
+    goals["install_time_offload_over_software"] = Goal(1.5, less_is_better=True)
     goals["cpu_per_gb_offload_over_plain"] = Goal(1.10, 1.25, CX6, less_is_better=True)
     goals["cpu_per_gb_offload_over_software"] = Goal(0.25, 0.4, CX6, less_is_better=True)
     return goals

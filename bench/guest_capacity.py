@@ -51,10 +51,10 @@ sys.stdin.readline()
 """
 
 
-def installs(bed: Bed, count: int, number: int = 0) -> dict[str, float]:
+def installs(bed: Bed, count: int, number: int = 0, *, offloaded: bool = True) -> dict[str, float]:
     """Install contexts on `count` open connections, one after the other: seconds for one (median), and how many in one.
 
-    AssertionError if one went to software.
+    AssertionError if they are not all in the device, or none of them if they are not to be.
     """
     with ExitStack() as stack:
         sink = stack.enter_context(
@@ -67,7 +67,7 @@ def installs(bed: Bed, count: int, number: int = 0) -> dict[str, float]:
         tool = bed.agent.spawn(["python3", "-c", INSTALL, TOOLS, json.dumps(job)])
         stack.callback(lambda: tool.kill() if tool.running else None)
         tool.wait_for_output(b"\n", SECONDS)
-        assert len(bed.nic.contexts()) == 2 * count
+        assert len(bed.nic.contexts()) == 2 * count * offloaded
         seconds: dict[str, list[float]] = json.loads(bytes(tool.stdout).splitlines()[0])
         tool.write(b"\n")
         tool.wait(SECONDS)

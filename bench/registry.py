@@ -116,7 +116,7 @@ class Group:
 
 def groups() -> tuple[Group, ...]:
     """All of them, in the order in which they run."""
-    from bench import guest_capacity, guest_recovery, guest_rx, guest_tx, simulated, speed_bulk
+    from bench import guest_capacity, guest_recovery, guest_rx, guest_tx, simulated, speed_bulk, speed_small
 
     return (
         simulated.GROUP,
@@ -125,4 +125,5 @@ def groups() -> tuple[Group, ...]:
         guest_tx.GROUP,
         guest_capacity.GROUP,
         speed_bulk.GROUP,
+        speed_small.GROUP,
     )

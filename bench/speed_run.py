@@ -165,9 +165,7 @@ def transfer(bed: SpeedBed, arm: Arm, timing: Timing, seed: str) -> Outcome:
     keys = FlowKeys.from_seed(CIPHER, seed)
     guest, wire = jobs(bed, arm, timing, keys)
     before, cpu = Look.at(bed, arm.link), used(bed)
-    bed.wire.tell(wire)
-    bed.guest.tell(guest)
-    received = {"rx": bed.guest.answer(), "tx": bed.wire.answer()}[arm.direction]
+    received = dict(zip(("rx", "tx"), bed.run(guest, wire), strict=True))[arm.direction]
     cpu = {name: now - cpu[name] for name, now in used(bed).items()}
     wait_until(lambda: not bed.bed.nic.contexts(), "the device's contexts are gone")
     counted = Look.at(bed, arm.link).since(before)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from bench.speed_bulk import ARMS, RATIOS, figures
 from bench.speed_run import Arm, Look, Outcome, check_samples, interrupts, prove
 from testbed.errors import BedError
 from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.rawtls import Opener, RecordError, Sealer
 from testbed.peers.speed import (
     PERIOD,
     RECORD,
@@ -27,7 +28,9 @@ from testbed.peers.speed import (
     Ring,
     Short,
     Window,
+    numbered,
     sealed,
+    serve,
 )
 
 KEYS = FlowKeys.from_seed("aes-128-gcm", "speed test", rec_seq=5)
@@ -41,19 +44,28 @@ def pattern(tmp_path: Path) -> Path:
     return path
 
 
-def transferred(sender: dict[str, Any], receiver: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What both ends say."""
+def both(connecting_job: dict[str, Any], listening_job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What both ends say, each of which does its job."""
     listening, connecting = Program(), Program()
-    port = listening.do_listen({"listen": ["127.0.0.1", 0]})["port"]
-    sent: dict[str, Any] = {}
-    run: Callable[[dict[str, Any]], dict[str, Any]] = getattr(connecting, "do_" + sender["do"])
-    thread = threading.Thread(target=lambda: sent.update(run(sender | {"connect": ["127.0.0.1", port]})))
+    place = ["127.0.0.1", listening.do_listen({"listen": ["127.0.0.1", 0]})["port"]]
+    said: dict[str, Any] = {}
+
+    def connect() -> None:
+        said.update(getattr(connecting, "do_" + connecting_job["do"])(connecting_job | {"connect": place}))
+
+    thread = threading.Thread(target=connect)
     thread.start()
     try:
-        return sent, listening.do_receive(receiver)
+        return said, getattr(listening, "do_" + listening_job["do"])(listening_job)
     finally:
         thread.join()
         listening.close()
+        connecting.close()
+
+
+def transferred(sender: dict[str, Any], receiver: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What both ends say."""
+    return both(sender, {"do": "receive", **receiver})
 
 
 @pytest.mark.parametrize("verb", ["send", "sendfile"])
@@ -101,6 +113,50 @@ def test_records_that_hold_something_else_are_noticed() -> None:
     data = b"".join(bytes(next(source)) for _ in range(SEALED_PERIOD // (16 * SEALED_RECORD)))
     with pytest.raises(BedError, match="other bytes on the wire"):
         check_samples(data, [0], KEYS.tx)
+
+
+def test_round_trips() -> None:
+    asked, _ = both({"do": "ask", "seconds": 0.05}, {"do": "answer"})
+    assert asked["count"] > 1
+    assert 0 < asked["median"] < 0.05
+
+
+def test_datagrams_are_counted_where_they_arrive() -> None:
+    sent, seen = both(
+        {"do": "send_packets", "size": 18, "seconds": 0.2},
+        {"do": "count_packets", "interface": "lo", "warm": 0.05, "seconds": 0.05},
+    )
+    assert 0 < seen["count"] < sent["count"]
+
+
+def test_small_transfers(pattern: Path) -> None:
+    sizes = {"pattern": str(pattern), "up": 10_000, "down": 100}
+    asked, served = both({"do": "small", "seconds": 0.05, **sizes}, {"do": "serve_small", **sizes})
+    assert asked["count"] == served["count"] > 2
+    assert asked["rate"] > 0
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_every_small_transfer_has_nonces_of_its_own(number: int) -> None:
+    ours, theirs = socket.socketpair()
+    keys = {name: getattr(KEYS, name) for name in ("tx", "rx")}
+    with ours, theirs:
+        nonces = {
+            name: replace(keys[name], iv=bytes.fromhex(numbered(keys[name].as_json(), number)["iv"])) for name in keys
+        }
+        ours.sendall(Sealer(nonces["tx"]).seal(b"request"))
+        serve(theirs, {name: keys[name].as_json() for name in keys}, number, b"request", b"answer")
+        ((_, answer),) = Opener(nonces["rx"]).feed(ours.recv(PERIOD))
+    assert answer == b"answer"
+    assert int.from_bytes(nonces["tx"].iv, "big") - int.from_bytes(keys["tx"].iv, "big") == number << 24
+
+
+def test_a_request_that_does_not_open_is_refused() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(Sealer(KEYS.tx).seal(b"request"))
+        with pytest.raises(RecordError, match="its tag does not verify"):
+            serve(theirs, {"tx": KEYS.rx.as_json(), "rx": KEYS.rx.as_json()}, 0, b"request", b"answer")
 
 
 def test_window() -> None:
