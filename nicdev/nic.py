@@ -171,26 +171,24 @@ class Nic:
     def transmit(self, queue: int, chain: bytearray) -> Outcome:
         """Handle one tx chain; `chain` is the device's copy of its readable part and is overwritten."""
         try:
-            return self._transmit(queue, memoryview(chain))
+            size = len(chain) - _VNET_HDR_LEN
+            if size < 0:
+                raise FrameError(Counter.TX_DROP_BAD_HEADER)
+            if chain[0] & _HDR_F_EXT:
+                return self._extension(queue, memoryview(chain))
+            stats = self.stats.values
+            stats[_TX_PACKETS] += 1
+            stats[_TX_BYTES] += size
+            header, frame = self._checked(memoryview(chain), _VNET_HDR_LEN)
+            if self._steers:
+                self._steer(queue, frame)
+            if self.observer is not None:
+                self._observe("tx", View.HOST, frame, "")
+                self._observe("tx", View.WIRE, frame, "", same=True)
+            return _new(Outcome, (_new(Packet, (header, frame)), b""))
         except (FrameError, TxDrop) as drop:
             self.stats.add(drop.counter)
             return _NOTHING
-
-    def _transmit(self, queue: int, chain: memoryview) -> Outcome:
-        if len(chain) < _VNET_HDR_LEN:
-            raise FrameError(Counter.TX_DROP_BAD_HEADER)
-        if chain[0] & _HDR_F_EXT:
-            return self._extension(queue, chain)
-        stats = self.stats.values
-        stats[_TX_PACKETS] += 1
-        stats[_TX_BYTES] += len(chain) - _VNET_HDR_LEN
-        header, frame = self._checked(chain, _VNET_HDR_LEN)
-        if self._steers:
-            self._steer(queue, frame)
-        if self.observer is not None:
-            self._observe("tx", View.HOST, frame, "")
-            self._observe("tx", View.WIRE, frame, "", same=True)
-        return _new(Outcome, (_new(Packet, (header, frame)), b""))
 
     def _observe(self, direction: str, view: View, frame: memoryview | bytes, comment: str, same: bool = False) -> None:
         """Show a view to the observer; `same` packet as the last one shown, or a new one."""

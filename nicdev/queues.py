@@ -21,6 +21,7 @@ from nicdev.virtio import features
 from nicdev.virtio.ring import SplitRing
 
 BURST: Final = 64  # packets per call, so that no queue starves another
+_TX_WIRE_PACKETS, _TX_DROP_PORT = int(Counter.TX_WIRE_PACKETS), int(Counter.TX_DROP_PORT)
 NUM_BUFFERS_AT: Final = 10  # offset of num_buffers in virtio_net_hdr_v1
 _Buffer = tuple[int, list[memoryview]]  # head of a chain, and where to write
 
@@ -46,24 +47,22 @@ class QueuePair:
         ring = self.tx
         if ring is None:
             return False, False
-        stats = self.nic.stats.values
+        stats, transmit, pop, push = self.nic.stats.values, self.nic.transmit, ring.pop, ring.push
         for _ in range(BURST):
-            element = ring.pop()
+            element = pop()
             if element is None:
                 return False, ring.publish()
             head, readable, writable = element
             written = 0
             try:
-                chain = gather(readable)
-                packet, reply = self.nic.transmit(self.index, chain)
+                packet, reply = transmit(self.index, gather(readable))
                 if packet is not None:
-                    counter = Counter.TX_WIRE_PACKETS if send(packet) else Counter.TX_DROP_PORT
-                    stats[counter] += 1
+                    stats[_TX_WIRE_PACKETS if send(packet) else _TX_DROP_PORT] += 1
                 elif reply:
                     written = scatter(writable, reply)
             except FrameError as drop:
                 stats[drop.counter] += 1
-            ring.push(head, written)
+            push(head, written)
         return True, ring.publish()
 
     def deliver(self, packet: Packet) -> bool:

@@ -125,7 +125,7 @@ class SplitRing:
         self._desc = desc
         self._avail = avail.cast("H")
         self._used = used.cast("H")
-        self._used_entries = used[4 : 4 + 8 * num].cast("I")
+        self._used_entries = used[4 : 4 + 8 * num].cast("Q")
         self._memory = memory
         # Where the last buffer was found, the next one most likely is. Start + length > end decides, so this is an
         # empty range.
@@ -251,10 +251,7 @@ class SplitRing:
         """Return a popped chain with `written` bytes in its device-writable part; the driver sees it after
         `publish`."""
         at = self._used_next
-        entry = (at & self._mask) << 1
-        entries = self._used_entries
-        entries[entry] = head
-        entries[entry + 1] = written
+        self._used_entries[at & self._mask] = head | written << 32  # le32 id, le32 len (section 2.7.8)
         self._used_next = (at + 1) & 0xFFFF
 
     def publish(self) -> bool:
