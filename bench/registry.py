@@ -116,7 +116,17 @@ class Group:
 
 def groups() -> tuple[Group, ...]:
     """All of them, in the order in which they run."""
-    from bench import guest_capacity, guest_recovery, guest_rx, guest_tx, simulated, speed_bulk, speed_small
+    from bench import (
+        guest_capacity,
+        guest_recovery,
+        guest_rx,
+        guest_tx,
+        simulated,
+        speed_bulk,
+        speed_loss,
+        speed_many,
+        speed_small,
+    )
 
     return (
         simulated.GROUP,
@@ -126,4 +136,6 @@ def groups() -> tuple[Group, ...]:
         guest_capacity.GROUP,
         speed_bulk.GROUP,
         speed_small.GROUP,
+        speed_loss.GROUP,
+        speed_many.GROUP,
     )

@@ -4,7 +4,7 @@ guest eth0 198.51.100.2  --  vhost-user  --  NIC  --  wire0 198.51.100.1
 guest eth1 203.0.113.2   --  virtio-net in QEMU   --  qemu0 203.0.113.1    (same namespace, driver virtio_net)
 
 Both taps have virtio_net_hdr and the same offloads, both devices mergeable buffers. In the guest and in the namespace
-runs one testbed.peers.speed each for all measurements, so that no arm pays for the start of a program.
+runs one testbed.peers.speed_end each for all measurements, so that no arm pays for the start of a program.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from testbed.vm.qemu import Machine, TapNic
 from testbed.wire.namespace import Wire, held_wire
 
 SECONDS: Final = 120.0  # for one job
+PROGRAM: Final = "testbed.peers.speed_end"
 GUEST_FOLDER: Final = "/tmp/speed"  # noqa: S108 - of a guest that is ours alone
 PATTERN: Final = stream("speed", speed.PERIOD)
 SEND_TAP: Final = (
@@ -68,7 +69,7 @@ def tap(wire: Wire, name: str, address: str) -> int:
 
 
 class Program:
-    """A running testbed.peers.speed."""
+    """A running testbed.peers.speed_end."""
 
     def tell(self, job: Mapping[str, Any]) -> None:
         """Give it a job."""
@@ -89,9 +90,10 @@ class InGuest(Program):
     """The one in the guest."""
 
     def __init__(self, bed: Bed) -> None:
-        bed.agent.put(f"{GUEST_FOLDER}/speed.py", Path(speed.__file__).read_bytes())
+        for path in Path(speed.__file__).parent.glob("speed*.py"):
+            bed.agent.put(f"{GUEST_FOLDER}/testbed/peers/{path.name}", path.read_bytes())
         bed.agent.put(f"{GUEST_FOLDER}/pattern", PATTERN)
-        self._request: Request = bed.agent.spawn(["python3", f"{GUEST_FOLDER}/speed.py"])
+        self._request: Request = bed.agent.spawn(["python3", "-m", PROGRAM], cwd=GUEST_FOLDER)
         self._said = b""
 
     def tell(self, job: Mapping[str, Any]) -> None:
@@ -117,7 +119,7 @@ class OnWire(Program):
         self._pattern = folder / "pattern"
         self._pattern.write_bytes(PATTERN)
         pipe = subprocess.PIPE
-        self._process = wire.popen([sys.executable, "-m", "testbed.peers.speed"], stdin=pipe, stdout=pipe)
+        self._process = wire.popen([sys.executable, "-m", PROGRAM], stdin=pipe, stdout=pipe)
         self.pid = self._process.pid
         self.tell({"do": "listen", "listen": ["", 0]})
         self.port = int(self.answer()["port"])

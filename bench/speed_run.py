@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,13 +22,13 @@ from bench.speed_bed import NIC, PATTERN, Link, SpeedBed, used
 from testbed.errors import BedError
 from testbed.peers.flowkeys import DirectionKeys, FlowKeys
 from testbed.peers.speed import RECORD, SEALED_PERIOD, SEALED_RECORD
+from testbed.peers.speed_many import SEALED_WRITE, WRITE
 from testbed.wire import tls12
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import counters, difference
 
 CIPHER: Final = "aes-128-gcm"
 MARGIN: Final = 0.25  # seconds that a sender goes on after the receiver's window
-COVERED: Final = 0.99  # of all bytes: what TCP repeats or finds out of order may take another way
 _INTERRUPTS: Final = re.compile(r"^ *\S+: +((?:\d+ +)+).*virtio(\d+)-(?!config)", re.MULTILINE)
 
 
@@ -48,6 +48,8 @@ class Arm:
     mode: str = "plain"
     link: Link = NIC
     sendfile: bool = False
+    connections: int = 1
+    covered: float = 0.99  # of all bytes: what TCP repeats, or finds out of order, may take another way
 
     @property
     def tls(self) -> bool:
@@ -96,6 +98,15 @@ def check_samples(data: bytes, places: list[int], keys: DirectionKeys) -> None:
         sample = data[index * SEALED_PERIOD : (index + 1) * SEALED_PERIOD]
         if open_sample(sample, keys, place // SEALED_RECORD) != PATTERN:
             raise BedError(f"other bytes on the wire than were sent, behind byte {place}")
+
+
+def check_firsts(data: bytes, numbers: Sequence[int], keys: DirectionKeys) -> None:
+    """The same of the first SEALED_WRITE bytes of connections that have these numbers."""
+    if len(data) != len(numbers) * SEALED_WRITE or not numbers:
+        raise BedError(f"{len(data)} bytes of {len(numbers)} connections")
+    for index, number in enumerate(numbers):
+        if open_sample(data[index * SEALED_WRITE : (index + 1) * SEALED_WRITE], keys, 0) != PATTERN[:WRITE]:
+            raise BedError(f"other bytes on the wire than were sent, in connection {number}")
 
 
 def interrupts(text: str, device: str) -> int:
@@ -185,9 +196,9 @@ def contradictions(arm: Arm, plaintext: int, seen: Look) -> Iterator[str]:
     for direction in ("tx", "rx"):
         name, tls = direction.capitalize(), arm.tls and direction == arm.direction
         for counter, wanted in ((f"Tls{name}Device", tls and offloaded), (f"Tls{name}Sw", tls and not offloaded)):
-            if seen.tls[counter] != wanted:
+            if seen.tls[counter] != wanted * arm.connections:
                 yield f"{counter} {seen.tls[counter]}"
-        least = COVERED * plaintext if tls and offloaded else 0
+        least = arm.covered * plaintext if tls and offloaded else 0
         by_driver = {"tx": "tx_tls_encrypted_bytes", "rx": "rx_tls_decrypted_bytes"}[direction]
         found = {
             f"device's {direction}_tls_bytes": seen.nic[f"{direction}_tls_bytes"],

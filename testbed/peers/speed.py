@@ -1,8 +1,9 @@
-"""Either end of a measurement: python speed.py, in the guest, and on the wire with the user-space side of TLS.
+"""Either end of a measurement of throughput: its jobs, and the part of them that is about bulk.
 
-Standard library only (but for `seal`), since the guest runs a copy of this file. A line of stdin is a job, a JSON
-object; a line of stdout its result, or {"error": text}. A job is {"do": verb, ...}, see the methods do_* of Program;
-most of them work on one connection:
+Guest and wire run the same program, `python -m testbed.peers.speed_end`: in the guest a copy of the files speed*.py, so
+standard library only, but where the user-space side of TLS is. A line of stdin is a job, a JSON object; a line of
+stdout its result, or {"error": text}. A job is {"do": verb, ...}, see the methods do_*; most of them work on one
+connection:
 
     connect: [host, port], or without it: the next one that comes to the port that "listen" has opened
     cipher, keys: {"tx": ..., "rx": ...} as testbed.peers.flowkeys has them: what the kernel is to encrypt and decrypt
@@ -19,13 +20,10 @@ each begins at a multiple of that size, so it must be the pattern, or whole reco
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import itertools
-import json
 import os
 import socket
-import statistics
 import struct
 import sys
 import time
@@ -140,39 +138,43 @@ def sealed(keys: dict[str, Any], pattern: bytes) -> Iterator[memoryview]:
             yield out
 
 
-class Program:
-    """Does jobs."""
+class Ends:
+    """Opens and takes connections; what is done with them are the methods do_* of the classes that inherit."""
 
     def __init__(self) -> None:
-        self._listener: socket.socket | None = None
-        self._datagrams = socket.socket(type=socket.SOCK_DGRAM)
+        self.listener: socket.socket | None = None
+        self.datagrams = socket.socket(type=socket.SOCK_DGRAM)
 
     def do_listen(self, job: dict[str, Any]) -> dict[str, Any]:
         """Open the port that all later connections come to, and the UDP port with that number."""
-        self._listener = socket.create_server(tuple(job["listen"]), backlog=4096)
-        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
-        self._datagrams.bind(self._listener.getsockname())
-        return {"port": self._listener.getsockname()[1]}
+        self.listener = socket.create_server(tuple(job["listen"]), backlog=4096)
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        self.datagrams.bind(self.listener.getsockname())
+        return {"port": self.listener.getsockname()[1]}
 
     def close(self) -> None:
         """No more connections come."""
-        self._datagrams.close()
-        if self._listener is not None:
-            self._listener.close()
+        self.datagrams.close()
+        if self.listener is not None:
+            self.listener.close()
 
     def open(self, job: dict[str, Any]) -> socket.socket:
         """The connection of a job. Kernel timeouts rather than settimeout(), which would make calls non-blocking."""
         if "connect" in job:
             sock = socket.create_connection(tuple(job["connect"]))
         else:
-            assert self._listener is not None
-            self._listener.settimeout(TIMEOUT)
-            sock, _ = self._listener.accept()
+            assert self.listener is not None
+            self.listener.settimeout(TIMEOUT)
+            sock, _ = self.listener.accept()
             sock.setblocking(True)
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TIMEOUT, 0))
         install(sock, job)
         return sock
+
+
+class Bulk(Ends):
+    """As much as goes by one connection."""
 
     def do_send(self, job: dict[str, Any]) -> dict[str, Any]:
         """Send whole periods for `seconds` seconds."""
@@ -229,114 +231,6 @@ class Program:
                 raise ValueError("something else arrived than was sent")
         return {**window.result(), "samples": [place for place, _ in ring.samples]}
 
-    def do_ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Send a byte and wait for its answer, for `seconds` seconds: how often, and the median time (s)."""
-        times = []
-        with self.open(job) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            end = time.monotonic() + job["seconds"]
-            while (began := time.monotonic()) < end:
-                sock.send(ASK)
-                if not sock.recv(1):
-                    raise EOFError("no answer")
-                times.append(time.monotonic() - began)
-        return {"count": len(times), "median": statistics.median(times)}
-
-    def do_answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Send back what comes, to the end."""
-        with self.open(job) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while data := sock.recv(PERIOD):
-                sock.sendall(data)
-        return {}
-
-    def do_send_packets(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Send datagrams of `size` bytes to `connect` for `seconds` seconds."""
-        data, count = bytes(job["size"]), 0
-        with socket.socket(type=socket.SOCK_DGRAM) as sock:
-            sock.connect(tuple(job["connect"]))
-            end = time.monotonic() + job["seconds"]
-            while time.monotonic() < end:
-                for _ in range(100):
-                    sock.send(data)
-                count += 100
-        return {"count": count}
-
-    def do_count_packets(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Packets that an `interface` receives in `seconds` seconds that begin `warm` seconds after the first.
-
-        They go to the UDP port, and nobody reads them but the first, and what was left there.
-        """
-        self._datagrams.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._datagrams.recv(1)
-        self._datagrams.settimeout(TIMEOUT)
-        self._datagrams.recv(1)
-        time.sleep(job["warm"])
-        before, began = packets_received(job["interface"]), time.monotonic()
-        time.sleep(job["seconds"])
-        count = packets_received(job["interface"]) - before
-        return {"count": count, "seconds": time.monotonic() - began}
-
-    def do_small(self, job: dict[str, Any]) -> dict[str, Any]:
-        """One connection after the other for `seconds` seconds: `up` bytes there, `down` bytes back, and its end.
-
-        The first is for warming up. All are in `count`, the others in `rate` (per second).
-        """
-        request, answer = (Path(job["pattern"]).read_bytes()[: job[name]] for name in ("up", "down"))
-        count, began = 0, float("inf")
-        while time.monotonic() < began + job["seconds"]:
-            with self.open(job | {"number": count}) as sock:
-                sock.sendall(request)
-                found = bytearray()
-                while data := sock.recv(PERIOD):
-                    found += data
-            if found != answer:
-                raise ValueError(f"connection {count}: {len(found)} bytes came back, not what was to come")
-            count += 1
-            began = min(began, time.monotonic())
-        rate = (count - 1) / (time.monotonic() - began)
-        with socket.create_connection(tuple(job["connect"])):  # it says nothing: the last one
-            return {"count": count, "rate": rate}
-
-    def do_serve_small(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The other side of `small`: every record is opened, with the keys that `peer_keys` has, if it has any."""
-        pattern = Path(job["pattern"]).read_bytes()
-        for number in itertools.count():
-            with self.open(job) as sock:
-                if not sock.recv(1, socket.MSG_PEEK):
-                    return {"count": number}
-                serve(sock, job.get("peer_keys"), number, pattern[: job["up"]], pattern[: job["down"]])
-        raise AssertionError  # count() has no end
-
-
-def serve(sock: socket.socket, keys: dict[str, Any] | None, number: int, request: bytes, answer: bytes) -> None:
-    """Take a request and give the answer. Raises ValueError for another request, RecordError for a bad record."""
-    from testbed.peers.flowkeys import DirectionKeys  # the guest has neither, nor needs them
-    from testbed.peers.rawtls import Opener, Sealer
-
-    opener = Opener(DirectionKeys.from_json(numbered(keys["tx"], number))) if keys else None
-    found = bytearray()
-    while len(found) < len(request):
-        if not (data := sock.recv(PERIOD)):
-            raise ValueError(f"connection {number} ended after {len(found)} bytes")
-        found += b"".join(text for _, text in opener.feed(data)) if opener else data
-    if found != request:
-        raise ValueError(f"connection {number}: something else arrived than was sent")
-    sock.sendall(Sealer(DirectionKeys.from_json(numbered(keys["rx"], number))).seal(answer) if keys else answer)
-
-
-def numbered(keys: dict[str, Any], number: int) -> dict[str, Any]:
-    """The keys of a direction for the connection of this number: other nonces, so that none is used twice."""
-    return keys | {"iv": f"{int(keys['iv'], 16) + (number << 24):016x}"}
-
-
-def packets_received(interface: str) -> int:
-    """By an interface of this network namespace, since it is there (/proc/net/dev)."""
-    lines = (line.partition(":") for line in Path("/proc/net/dev").read_text().splitlines())
-    return next(int(counts.split()[1]) for name, _, counts in lines if name.strip() == interface)
-
 
 def install(sock: socket.socket, job: dict[str, Any]) -> None:
     """Give the socket to the kernel's TLS as a job says."""
@@ -353,18 +247,6 @@ def install(sock: socket.socket, job: dict[str, Any]) -> None:
         sock.setsockopt(SOL_TLS, TLS_TX_ZEROCOPY_RO, struct.pack("=I", 1))
 
 
-def main() -> int:
-    """Entry point: jobs until stdin ends."""
-    program = Program()
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            result = getattr(program, "do_" + job["do"])(job)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the result line tells it
-            result = {"error": f"{job['do']}: {type(error).__name__}: {error}"}
-        print(json.dumps(result), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def numbered(keys: dict[str, Any], number: int) -> dict[str, Any]:
+    """The keys of a direction for the connection of this number: other nonces, so that none is used twice."""
+    return keys | {"iv": f"{int(keys['iv'], 16) + (number << 24):016x}"}

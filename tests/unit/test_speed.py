@@ -13,9 +13,9 @@ import pytest
 
 from bench.speed_bed import PATTERN
 from bench.speed_bulk import ARMS, RATIOS, figures
-from bench.speed_run import Arm, Look, Outcome, check_samples, interrupts, prove
+from bench.speed_run import Arm, Look, Outcome, check_firsts, check_samples, interrupts, prove
 from testbed.errors import BedError
-from testbed.peers.flowkeys import FlowKeys
+from testbed.peers.flowkeys import DirectionKeys, FlowKeys
 from testbed.peers.rawtls import Opener, RecordError, Sealer
 from testbed.peers.speed import (
     PERIOD,
@@ -24,14 +24,15 @@ from testbed.peers.speed import (
     SAMPLE_EVERY,
     SEALED_PERIOD,
     SEALED_RECORD,
-    Program,
     Ring,
     Short,
     Window,
     numbered,
     sealed,
-    serve,
 )
+from testbed.peers.speed_end import Program
+from testbed.peers.speed_many import SAMPLED, WRITE
+from testbed.peers.speed_small import serve
 
 KEYS = FlowKeys.from_seed("aes-128-gcm", "speed test", rec_seq=5)
 WINDOW = {"warm": 0.01, "seconds": 0.05}
@@ -113,6 +114,27 @@ def test_records_that_hold_something_else_are_noticed() -> None:
     data = b"".join(bytes(next(source)) for _ in range(SEALED_PERIOD // (16 * SEALED_RECORD)))
     with pytest.raises(BedError, match="other bytes on the wire"):
         check_samples(data, [0], KEYS.tx)
+
+
+@pytest.mark.parametrize("count", [1, SAMPLED + 1])
+def test_many_connections(count: int, pattern: Path) -> None:
+    sent, received = both(
+        {"do": "send_many", "count": count, "seconds": 0.3, "pattern": str(pattern)},
+        {"do": "receive_many", "count": count, "pattern": str(pattern), **WINDOW},
+    )
+    assert sent["total"] == received["total"]
+    assert received["samples"] == list(range(0, count, SAMPLED))
+
+
+def test_first_records_of_many_connections() -> None:
+    numbers = [0, 64]
+    sealers = [Sealer(DirectionKeys.from_json(numbered(KEYS.tx.as_json(), number))) for number in numbers]
+    data = b"".join(sealer.seal(PATTERN[at : at + RECORD]) for sealer in sealers for at in range(0, WRITE, RECORD))
+    check_firsts(data, numbers, KEYS.tx)
+    with pytest.raises(BedError, match="on the wire is wrong"):
+        check_firsts(data[:-1] + bytes([data[-1] ^ 1]), numbers, KEYS.tx)
+    with pytest.raises(BedError, match="bytes of 2 connections"):
+        check_firsts(data[:-1], numbers, KEYS.tx)
 
 
 def test_round_trips() -> None:

@@ -1,0 +1,56 @@
+"""Throughput under loss, of TLS by the NIC over plain TCP.
+
+The fault director loses segments of wire size (1448 bytes) between NIC and wire, in both arms: of packets of 64 KiB,
+1 % would be forty-five times less. The seed of a round is the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from bench.registry import Group, Measured, Session, interleaved, ratios
+from bench.speed_bed import SpeedBed, speed_bed
+from bench.speed_bulk import absolute, timing
+from bench.speed_run import Arm, Outcome, transfer
+from tests.guest.exchange import BOTH
+
+RATES: Final = {"loss1": 0.01, "loss5": 0.05}
+# the least share of bytes that the NIC must have done: what is repeated may be software's, and so are rx records whose
+# header was lost
+COVERED: Final = {"tx": 0.99, "rx": 0.75}
+
+
+def arm(session: Session, bed: SpeedBed, name: str, what: Arm, number: int) -> Outcome:
+    """One transfer under loss; `name` ends in the rate's."""
+    rate = RATES[name.rpartition("_")[2]]
+    scenario = f'seed = {number + 1}\n[{what.direction}]\nsegments = "wire"\ndrop = {rate}\n'
+    with bed.bed.nic.faults(scenario):
+        outcome = transfer(bed, what, replace(timing(session), warm=0.5), f"{name} {number}")
+    session.say(f"  round {number + 1}, {name}: {1000 * outcome.gbit:.1f} Mbit/s")
+    return outcome
+
+
+def measure(session: Session) -> Iterator[Measured]:
+    """The group."""
+    bed = session.guest(speed_bed)
+    arms = {
+        f"{mode}_{direction}_{rate}": Arm(direction, mode, covered=COVERED[direction])
+        for direction in BOTH
+        for rate in RATES
+        for mode in ("plain", "offload")
+    }
+    rounds = session.rounds()
+    results = interleaved({name: partial(arm, session, bed, name, what) for name, what in arms.items()}, rounds)
+    facts: dict[str, Any] = {"congestion_control": "cubic", "segments": "wire"}
+    for direction in BOTH:
+        for rate in RATES:
+            names = f"offload_{direction}_{rate}", f"plain_{direction}_{rate}"
+            over, under = ([outcome.gbit for outcome in results[name]] for name in names)
+            yield Measured(f"{direction}_{rate}_offload_over_plain", "x", ratios(over, under), under, facts)
+            yield from (absolute(name, results[name], facts) for name in names)
+
+
+GROUP: Final = Group("speed-loss", "guest", "throughput at 1 % and 5 % loss: offload, plain TCP", measure)
