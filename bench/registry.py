@@ -117,6 +117,7 @@ class Group:
 def groups() -> tuple[Group, ...]:
     """All of them, in the order in which they run."""
     from bench import (
+        device,
         guest_capacity,
         guest_recovery,
         guest_rx,
@@ -130,6 +131,7 @@ def groups() -> tuple[Group, ...]:
 
     return (
         simulated.GROUP,
+        *device.GROUPS,
         *guest_rx.GROUPS,
         guest_recovery.GROUP,
         guest_tx.GROUP,

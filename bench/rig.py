@@ -135,6 +135,7 @@ class Rig:
         self.nic.features = features.OFFERED & ~features.VIRTIO_NET_F_MQ  # one queue pair
         self.posted = {Counter.TX_WIRE_PACKETS: 0, Counter.CMD_OK: 0, Counter.RX_WIRE_PACKETS: 0, Counter.HELLOS: 0}
         self.rings: dict[int, SplitRing] = {}
+        self.layouts: dict[int, list[int]] = {}
         self._events: dict[int, tuple[int, int]] = {}  # kick, call
 
     def __enter__(self) -> Self:
@@ -166,10 +167,10 @@ class Rig:
         )  # fmt: skip
         stack.enter_context(self._driver)
         stack.callback(self._driver.kill)
-        layouts = self._answer()
+        self.layouts = dict(zip(indexes, self._answer(), strict=True))  # as in RingLayout
         self.memory = LinuxHost().map(memfd, 0, self.shape.memory)
         memory = GuestMemory([Region(0, 0, self.shape.memory, self.memory)])
-        for index, layout in zip(indexes, layouts, strict=True):
+        for index, layout in self.layouts.items():
             self.rings[index] = SplitRing(memory, RingLayout(*layout), event_idx=True, indirect=True)
 
     def _answer(self) -> Any:
@@ -216,6 +217,7 @@ class Rig:
 
         with pinned(self.where.device), closing(loop), closing(port(loop)) as wire:
             device = Device(loop, self.nic, wire, 1)
+            device.features_set(self.nic.features)
             for index, ring in self.rings.items():
                 device.queue_started(index, ring, *self._events[index], NO_FD)
             loop.watch(self._driver.stdout.fileno(), answered)

@@ -17,11 +17,12 @@ import mmap
 import os
 import random
 import select
+import socket
 import struct
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bench.work import KEYS, WRITE, Commands, Flows, Hello, Plain, Stream, Work
@@ -33,6 +34,10 @@ BURST: Final = 8  # packets of a flow in a row, in the order of that name
 PATIENCE: Final = 20.0  # seconds without progress
 RX_BUFFER: Final = 4096  # bytes, as the Linux driver posts them
 LOOKS: Final = 256  # at the ring between two at standard input
+AHEAD: Final = 256  # frames on their way at most
+DATAGRAM: Final = 64 - 14 - 20 - 8  # UDP payload of a frame of 64 bytes
+SEGMENTS: Final = 64  # UDP_MAX_SEGMENTS of linux/udp.h
+UDP_SEGMENT: Final = 103  # option of linux/udp.h
 
 
 class Stalled(Exception):
@@ -116,6 +121,31 @@ class RxQueue(Queue):
                 return
             if self._sleeping:
                 self.wait(num // 2, stop)
+
+    def drain(self, count: int, piece: int, send: Callable[[], int]) -> list[tuple[int, int]]:
+        """Take `count` frames of one buffer each, that `send` has sent (it says how many), AHEAD at a time.
+
+        Returns marks as TxQueue.drive. Raises Stalled.
+        """
+        marks: list[tuple[int, int]] = []
+        sent = done = 0
+        last = time.monotonic()
+        while done < count:
+            used = self.used()
+            if used:
+                self.take(used)
+                self.post(used)
+                done += used
+                if done >= piece * (len(marks) + 1):
+                    marks.append((done, time.perf_counter_ns()))
+            if sent < count and sent - done <= AHEAD // 2:
+                sent += send()
+            elif not used and (self._sleeping or time.monotonic() > last + PATIENCE):
+                self.wait((sent - done + 1) // 2)
+            elif not used:
+                continue
+            last = time.monotonic()
+        return marks
 
 
 class TxQueue(Queue):
@@ -224,6 +254,15 @@ def works(ram: memoryview, at: int, num: int, kinds: dict[str, Any]) -> dict[str
     return found
 
 
+def sender(address: str) -> Callable[[], int]:
+    """What sends SEGMENTS frames of 64 bytes to an address, and says so."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, DATAGRAM)
+    sock.connect((address, 9))
+    data = bytes(DATAGRAM * SEGMENTS)
+    return lambda: sock.send(data) // DATAGRAM
+
+
 def _page(at: int) -> int:
     """The next page border."""
     return -(-at // 4096) * 4096
@@ -255,6 +294,8 @@ def main(arguments: list[str]) -> int:
         elif "receive" in order:
             rx.recycle(sys.stdin.fileno())
             sys.stdin.readline()  # the order to stop
+        elif "take" in order:
+            marks = rx.drain(order["count"], order["piece"], sender(order["take"]))
         print(json.dumps(marks), flush=True)
     return 0
 
