@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nicdev.abi import Direction
+from nicdev.abi import MAX_TCP_PAYLOAD, Direction
 from tests.support.tls_oracle import SUITES, Suite, cut, stream
 from tests.unit.test_tls_rx import context as rx_context
 from tests.unit.test_tls_rx import receive
@@ -38,7 +38,8 @@ def test_state_after_every_packet(suite: Suite, sizes: list[int], data: st.DataO
     at = dict.fromkeys(streams, 0)
     packets = dict.fromkeys(streams, 0)
     size = len(streams[Direction.TX].wire)
-    edges = sorted(data.draw(st.sets(st.integers(1, size), max_size=20)))
+    longest = range(MAX_TCP_PAYLOAD, size, MAX_TCP_PAYLOAD)  # behind each of these a packet must end
+    edges = sorted(data.draw(st.sets(st.integers(1, size), max_size=20)).union(longest))
     turns = [(direction, len(piece)) for piece in cut(bytes(size), edges) for direction in streams]
     for direction, length in data.draw(st.permutations(turns)):
         records, start = streams[direction], at[direction]
