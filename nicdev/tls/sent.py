@@ -7,8 +7,8 @@ nonce give away their difference and the key of the tag. So the device remembers
 the stream, and compares. A packet of which one byte differs may not leave.
 
 Memory is bounded: the last MAX_SENT bytes of a flow are remembered (what Linux holds for retransmission at most, unless
-it is told otherwise: tcp_wmem[2]), and where the memory of all flows is used up, the flow that sends forgets the older
-half of its own. What was forgotten is not compared.
+it is told otherwise: tcp_wmem[2]). Where the memory of all flows is used up, they take turns to forget the older half
+of what they have; the one that began to send last comes last. What was forgotten is not compared.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Sent:
         """
         if not self._store.size:
             self._start = self._end = seq
+            self._pool.holders[self._store] = None
         at = self._position(seq)
         fresh = [(at, at + len(data))] if at >= self._end else self._store.missing(at, data)
         if fresh is None:
@@ -54,10 +55,10 @@ class Sent:
             piece = data[low - at : high - at]
             self._store.add(low, piece if _mostly(piece) else bytes(piece))
         self._start, self._end = min(self._start, at), max(self._end, at + len(data))
-        if self._pool.free < 0:
-            self._forget(self._store.size // 2)
-        elif self._store.size > MAX_SENT:
+        if self._store.size > MAX_SENT:
             self._forget(MAX_SENT - MAX_SENT // 4)  # not a piece at a time
+        while self._pool.free < 0:
+            self._pool.shed()
         return True
 
     def differs(self, seq: int, data: memoryview) -> bool:
@@ -66,6 +67,7 @@ class Sent:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._pool.holders.pop(self._store, None)
         self._store.clear()
 
     def _position(self, seq: int) -> int:

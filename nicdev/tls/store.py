@@ -4,13 +4,14 @@ Theory of operation: a `Store` holds the bytes of one flow that passed out of or
 byte once, keyed by its position in the stream (an integer that never wraps). It tells which bytes of a packet are new
 and whether the others are what passed before. Nothing is held back here: the packets went on; these are copies.
 
-A `Pool` is what all flows of a device share: a bound on that memory, the scratch buffer, and the list of address pairs
-for which the device must see every segment (see ideal).
+A `Pool` is what all flows of a device share: a bound on that memory, whose turn it is to give some back (see sent), the
+scratch buffer, and the list of address pairs for which the device must see every segment (see ideal).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from typing import Final
 
 from nicdev.abi import MAX_TCP_PAYLOAD
@@ -23,12 +24,20 @@ MAX_FLOW: Final = 512 << 10  # bytes of one flow
 class Pool:
     """Memory of all flows of a device."""
 
-    __slots__ = ("free", "indebted", "scratch")
+    __slots__ = ("free", "holders", "indebted", "scratch")
 
     def __init__(self, size: int = MAX_POOL) -> None:
         self.free = size  # bytes; may go below 0 for a while, see ideal
+        self.holders: OrderedDict[Store, None] = OrderedDict()  # that have something; the first is the next to shed
         self.scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # plaintext nobody looks at
         self.indebted: dict[tuple[bytes, bytes], int] = {}  # local and remote address -> flows in debt
+
+    def shed(self) -> None:
+        """The first of the holders forgets half of its pieces, and goes to the end."""
+        store, _ = self.holders.popitem(last=False)
+        store.shed()
+        if store.size:
+            self.holders[store] = None
 
 
 class Store:
@@ -113,6 +122,12 @@ class Store:
         self._starts[first:index] = starts
         self._blobs[first:index] = blobs
         self._count(sum(map(len, blobs)), len(blobs))
+
+    def shed(self) -> None:
+        """Forget the first half of the pieces, whole ones."""
+        count = (len(self._starts) + 1) // 2
+        self._count(-sum(map(len, self._blobs[:count])), -count)
+        del self._starts[:count], self._blobs[:count]
 
     def clear(self) -> None:
         """Forget everything."""

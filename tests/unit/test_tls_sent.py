@@ -60,7 +60,7 @@ def test_memory_of_a_flow_is_bounded_and_given_back() -> None:
 
 
 def test_flows_share_what_memory_there_is() -> None:
-    """Whoever sends where nothing is left gives up the older half of what it has; its last packet is safe."""
+    """Where nothing is left, one after the other gives up the older half of what it has; the last packets are safe."""
     pool = Pool(100_000)
     flows = [Sent(pool) for _ in range(10)]
     for number in range(100):
@@ -68,6 +68,21 @@ def test_flows_share_what_memory_there_is() -> None:
             assert admit(sent, number * 1000, bytes(1000))
             assert not admit(sent, number * 1000 + 999, b"\1")
     assert pool.free > -20_000
+
+
+def test_many_flows_keep_no_more_than_the_memory_there_is() -> None:
+    """A flow that falls silent makes room for those that send, large packets or small ones."""
+    pool = Pool(100_000)
+    flows = [Sent(pool) for _ in range(1000)]
+    for number, sent in enumerate(flows):
+        assert admit(sent, 0, bytes(16_000 if number % 2 else 100))
+        assert pool.free >= 0
+        assert sent.differs(SEQ, memoryview(b"\1"))
+    assert not flows[0].differs(SEQ, memoryview(b"\1")), "forgotten"
+    for sent in flows:
+        sent.clear()
+    assert pool.free == 100_000
+    assert not pool.holders
 
 
 @ALL_SUITES
