@@ -61,6 +61,7 @@ class CoreNextHint:
     the packet that covers it resumes. One behind the cursor is of no use, and the kernel backs off and tries again.
     """
 
+    __slots__ = ("_chain", "history")
     name = "core-next-hint"
 
     def __init__(self, history: History | None = None) -> None:
@@ -113,6 +114,8 @@ class Patience:
     host that is behind with reading, though, would see a question that moves on in even steps move away forever.
     """
 
+    __slots__ = ("_records",)
+
     def __init__(self) -> None:
         self._records = FIRST_WAIT
 
@@ -135,6 +138,7 @@ class Ideal(CoreNextHint):
     again when patience ends, and at once if the answer could not be related: the chain began anew, or is too long.
     """
 
+    __slots__ = ("_asked", "_patience")
     name = "ideal"
 
     def __init__(self, history: History | None = None) -> None:

@@ -87,6 +87,7 @@ class Scan:
 class DriverReq:
     """driver-req: asks the host about a match, and relates the answer to where the stream is by then."""
 
+    __slots__ = ("_scan", "history")
     name = "driver-req"
 
     def __init__(self, history: History | None = None) -> None:
@@ -115,6 +116,7 @@ class DriverReq:
 class DriverReqAsync:
     """driver-req-async: opens an attempt with the match, submits it when it has proven itself, or cancels."""
 
+    __slots__ = ("_open", "_scan", "history")
     name = "driver-req-async"
 
     def __init__(self, history: History | None = None) -> None:
