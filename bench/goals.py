@@ -51,6 +51,8 @@ SPEED: Final = {
     "rx_loss1_offload_over_plain": (0.80, 0.65),
     "rx_loss5_offload_over_plain": (0.80, 0.49),
     "flows_2048_over_1": (0.95, 0.90),
+    "plain_tx_over_passt": (1.5, None),
+    "plain_rx_over_passt": (1.5, None),
     "udp_pps_over_qemu": (1.0, None),
     "small_transfer_over_software": (1.0, 0.027),
 }

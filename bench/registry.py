@@ -126,6 +126,7 @@ def groups() -> tuple[Group, ...]:
         speed_bulk,
         speed_loss,
         speed_many,
+        speed_passt,
         speed_small,
     )
 
@@ -140,4 +141,5 @@ def groups() -> tuple[Group, ...]:
         speed_small.GROUP,
         speed_loss.GROUP,
         speed_many.GROUP,
+        speed_passt.GROUP,
     )

@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from bench import passt
 from testbed.bed import MACS, TOOLS, WIRE4, Bed, running
 from testbed.errors import BedError
 from testbed.peers import speed
 from testbed.peers.stream import stream
 from testbed.setup import Assets
 from testbed.vm.agent import Request
-from testbed.vm.qemu import Machine, TapNic
+from testbed.vm.qemu import Machine, Nic, TapNic, VhostUserNic
+from testbed.vm.runtime import RuntimeFolder
 from testbed.wire.namespace import Wire, held_wire
 
 SECONDS: Final = 120.0  # for one job
@@ -39,8 +41,6 @@ SEND_TAP: Final = (
     "import socket, sys; from nicdev.edge.port_tap import open_tap\n"
     "socket.send_fds(socket.socket(fileno=0), [b'.'], [open_tap(sys.argv[1])])"
 )
-# our driver leaves it to the stock one
-SECOND: Final = "modprobe virtio_net && ip addr add 203.0.113.2/24 dev eth1 && ip link set eth1 up"
 GCM: Final = re.compile(r"^name +: gcm\(aes\)\ndriver +: (\S+)\n(?:.+\n)*?priority +: (\d+)", re.MULTILINE)
 
 
@@ -55,6 +55,7 @@ class Link:
 
 NIC: Final = Link("eth0", WIRE4, "wire0")
 QEMU: Final = Link("eth1", "203.0.113.1", "qemu0")
+PASST: Final = Link("eth1", passt.HOST, "lo")
 
 
 def tap(wire: Wire, name: str, address: str) -> int:
@@ -155,6 +156,7 @@ class SpeedBed:
     bed: Bed
     guest: InGuest
     wire: OnWire
+    pids: dict[str, int]  # of all that takes part in a transfer
     _offloads: dict[str, bool] = field(default_factory=dict)
 
     def run(self, guest: Mapping[str, Any], wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -182,20 +184,41 @@ class SpeedBed:
 
 
 @contextmanager
+def _bed(assets: Assets, name: str, held: Wire, other: Nic, address: str, *, mtu: int = 1500) -> Iterator[SpeedBed]:
+    """The guest has another NIC beside ours, with an address and the stock driver: ours leaves it alone."""
+
+    def both(machine: Machine) -> Machine:
+        return dataclasses.replace(machine, nics=(*machine.nics, other))
+
+    script = f"modprobe virtio_net && ip addr add {address}/24 dev eth1 && ip link set eth1 up mtu {mtu}"
+    with running(assets, name=name, wire=held, change=both) as bed, OnWire(held, bed.folder) as wire:
+        bed.agent.run(["sh", "-ec", script])
+        pids = {"qemu": bed.guest.pid, "nic": bed.nic.pid, "peer": wire.pid}
+        yield SpeedBed(bed, InGuest(bed), wire, pids)
+
+
+@contextmanager
 def speed_bed(assets: Assets) -> Iterator[SpeedBed]:
-    """For Session.guest. Raises BedError."""
-    with ExitStack() as stack:
-        held = stack.enter_context(held_wire())
+    """With QEMU's own NIC; for Session.guest. Raises BedError."""
+    with held_wire() as held, ExitStack() as stack:
         fd = tap(held, QEMU.tap, QEMU.host)
         stack.callback(os.close, fd)
+        yield stack.enter_context(_bed(assets, "bench-speed", held, TapNic(fd, MACS[1]), "203.0.113.2"))
 
-        def both(machine: Machine) -> Machine:
-            return dataclasses.replace(machine, nics=(*machine.nics, TapNic(fd, MACS[1])))
 
-        bed = stack.enter_context(running(assets, name="bench-speed", wire=held, change=both))
-        bed.agent.run(["sh", "-ec", SECOND])
-        wire = stack.enter_context(OnWire(held, bed.folder))
-        yield SpeedBed(bed, InGuest(bed), wire)
+@contextmanager
+def passt_bed(assets: Assets) -> Iterator[SpeedBed]:
+    """With a NIC that has passt behind it; for Session.guest. Raises BedError."""
+    passt.unpack()
+    with held_wire() as held, ExitStack() as stack:
+        folder = RuntimeFolder()
+        stack.callback(folder.remove)
+        path = folder.path / "passt"
+        pid = stack.enter_context(passt.running(held, path))
+        other = VhostUserNic(str(path), mac=MACS[1])
+        bed = stack.enter_context(_bed(assets, "bench-passt", held, other, passt.GUEST, mtu=passt.MTU))
+        bed.pids["passt"] = pid
+        yield bed
 
 
 def cpu_seconds(pid: int) -> float:
@@ -208,7 +231,6 @@ def used(bed: SpeedBed) -> dict[str, float]:
     """Processor seconds so far of all that takes part; "machine": of everything that runs here."""
     busy = [int(number) for number in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     idle, iowait, steal = busy[3], busy[4], busy[7]
-    pids = {"qemu": bed.bed.guest.pid, "nic": bed.bed.nic.pid, "peer": bed.wire.pid}
-    found = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    found = {name: cpu_seconds(pid) for name, pid in bed.pids.items()}
     found["machine"] = (sum(busy[:8]) - idle - iowait - steal) / os.sysconf("SC_CLK_TCK")
     return found

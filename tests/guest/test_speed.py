@@ -1,0 +1,29 @@
+"""The throughput arms run, prove who did the TLS, and measure what has a goal; what they measure is not judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import speed_bulk, speed_loss, speed_many, speed_small
+from bench.__main__ import main
+from bench.goals import GOALS, SPEED
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+
+GROUPS = (speed_bulk.GROUP, speed_small.GROUP, speed_loss.GROUP, speed_many.GROUP)
+ELSEWHERE = ("_qemu_7_2", "_over_passt")  # another QEMU; a package more
+
+
+def test_smoke_run(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert main(["--smoke", "--only", ",".join(group.name for group in GROUPS), "--output", str(path)]) == 0
+    figures = json.loads(path.read_text())["figures"]
+    found = {name.partition("_linux_")[0].removesuffix("_qemu_7_2"): figure for name, figure in figures.items()}
+    wanted = {name for name in SPEED if not name.endswith(ELSEWHERE)}
+    wanted |= {"rr_latency_over_qemu", "install_time_offload_over_software", "cpu_per_gb_offload_over_plain"}
+    assert wanted <= set(GOALS)
+    assert wanted <= set(found)
+    assert all(figure["value"] > 0 for figure in found.values())
