@@ -8,12 +8,17 @@ The library streams AES-GCM but not ChaCha20-Poly1305, so that one is put togeth
 2.8): block 0 of the key stream is the Poly1305 key, the text starts with block 1; the MAC covers the associated data
 and the ciphertext, each padded to 16 bytes, and both lengths.
 
+The library expands a key to 2.4 KB. That is done when the key is first needed for a whole record (0.7 us), and undone
+when MAX_EXPANDED others were expanded since, so that 100,000 flows take 40 MB for it and not 240. A flow that sends by
+chance, one packet of 16 KiB among 100,000 flows', pays 0.5 us for it; for less than MAX_EXPANDED flows nothing changes.
+
 Keys are wiped by `AeadKey.wipe`: our copy is overwritten, and the library clears its own when the objects are dropped.
 A wrong tag is an answer, not an error; everything in `FAULTS` is an error of the machinery.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from struct import Struct
 from typing import Final, Protocol
 
@@ -33,6 +38,7 @@ from nicdev.abi import Cipher
 BytesLike = bytes | bytearray | memoryview
 TAG_LEN: Final = 16  # bytes, of every AEAD here
 NONCE_LEN: Final = 12
+MAX_EXPANDED: Final = 1 << 14  # keys
 
 _AES_BLOCK: Final = 16
 _CHACHA_BLOCK: Final = 64
@@ -77,51 +83,61 @@ class Keystream(Protocol):
 class AeadKey:
     """One key of one cipher. `key` is taken over, not copied, and must have the cipher's length."""
 
-    __slots__ = ("_aes", "_key", "_one_shot")
+    __slots__ = ("_aes", "_key", "_kind", "_one_shot")
 
     def __init__(self, cipher: Cipher, key: bytearray) -> None:
         self._key = key
-        self._one_shot: AESGCM | ChaCha20Poly1305 | None
-        self._aes: algorithms.AES | None
-        if cipher is Cipher.CHACHA20_POLY1305:
-            self._one_shot, self._aes = ChaCha20Poly1305(key), None
-        else:
-            self._one_shot, self._aes = AESGCM(key), algorithms.AES(key)
+        self._kind: type[AESGCM] | type[ChaCha20Poly1305] | None  # None: wiped
+        self._kind = ChaCha20Poly1305 if cipher is Cipher.CHACHA20_POLY1305 else AESGCM
+        self._one_shot: AESGCM | ChaCha20Poly1305 | None = None  # None: not expanded
+        self._aes: algorithms.AES | None = None  # None: not needed yet
+
+    def _expand(self) -> AESGCM | ChaCha20Poly1305:
+        """What seals and opens whole records."""
+        if self._kind is None:
+            raise KeyWipedError
+        self._one_shot = one_shot = self._kind(self._key)
+        _expanded.append(self)
+        if len(_expanded) > MAX_EXPANDED:
+            _expanded.popleft()._one_shot = None
+        return one_shot
+
+    def _block_cipher(self) -> algorithms.AES | None:
+        """What streams are made of; None: ChaCha20, which needs no more than the key."""
+        if self._kind is None:
+            raise KeyWipedError
+        if self._aes is None and self._kind is AESGCM:
+            self._aes = algorithms.AES(self._key)
+        return self._aes
 
     def seal(self, nonce: BytesLike, aad: BytesLike, plaintext: memoryview, out: memoryview) -> None:
         """Write ciphertext and tag into `out`, TAG_LEN longer than `plaintext`. May raise one of FAULTS."""
-        if self._one_shot is None:
-            raise KeyWipedError
-        self._one_shot.encrypt_into(nonce, plaintext, aad, out)
+        (self._one_shot or self._expand()).encrypt_into(nonce, plaintext, aad, out)
 
     def open(self, nonce: BytesLike, aad: BytesLike, sealed: memoryview, out: memoryview) -> bool:
         """Decrypt ciphertext and tag into `out`, TAG_LEN shorter; False if the tag is wrong (`out` is then garbage).
 
         May raise one of FAULTS.
         """
-        if self._one_shot is None:
-            raise KeyWipedError
         try:
-            self._one_shot.decrypt_into(nonce, sealed, aad, out)
+            (self._one_shot or self._expand()).decrypt_into(nonce, sealed, aad, out)
         except InvalidTag:
             return False
         return True
 
     def sealer(self, nonce: BytesLike, aad: BytesLike) -> Sealer:
         """Start to encrypt a message in pieces. May raise one of FAULTS."""
-        if self._one_shot is None:
-            raise KeyWipedError
-        if self._aes is None:
+        aes = self._block_cipher()
+        if aes is None:
             return _ChaChaSealer(self._key, nonce, aad)
-        return _GcmSealer(Ciphering(self._aes, modes.GCM(nonce)).encryptor(), aad)
+        return _GcmSealer(Ciphering(aes, modes.GCM(nonce)).encryptor(), aad)
 
     def opener(self, nonce: BytesLike, aad: BytesLike) -> Opener:
         """Start to decrypt a message in pieces. May raise one of FAULTS."""
-        if self._one_shot is None:
-            raise KeyWipedError
-        if self._aes is None:
+        aes = self._block_cipher()
+        if aes is None:
             return _ChaChaOpener(self._key, nonce, aad)
-        return _GcmOpener(Ciphering(self._aes, modes.GCM(nonce)).decryptor(), aad)
+        return _GcmOpener(Ciphering(aes, modes.GCM(nonce)).decryptor(), aad)
 
     def keystream(self, nonce: bytes, offset: int) -> Keystream:
         """The bare cipher at byte `offset` of a message's text: `update_into` decrypts, nothing is authenticated.
@@ -129,17 +145,16 @@ class AeadKey:
         NIST SP 800-38D 7.1: the text of AES-GCM starts with counter 2; RFC 8439 2.8: that of ChaCha20 with block 1.
         May raise one of FAULTS.
         """
-        if self._one_shot is None:
-            raise KeyWipedError
+        aes = self._block_cipher()
         mode: modes.CTR | None = None
-        if self._aes is None:
+        if aes is None:
             block, skip = divmod(offset, _CHACHA_BLOCK)
             cipher: algorithms.AES | algorithms.ChaCha20 = algorithms.ChaCha20(
                 self._key, (block + 1).to_bytes(4, "little") + nonce
             )
         else:
             block, skip = divmod(offset, _AES_BLOCK)
-            cipher, mode = self._aes, modes.CTR(nonce + (block + 2).to_bytes(4, "big"))
+            cipher, mode = aes, modes.CTR(nonce + (block + 2).to_bytes(4, "big"))
         stream = Ciphering(cipher, mode).decryptor()
         stream.update(bytes(skip))
         return stream
@@ -147,7 +162,10 @@ class AeadKey:
     def wipe(self) -> None:
         """Overwrite the key and forget the library's objects; every later use raises KeyWipedError."""
         self._key[:] = bytes(len(self._key))
-        self._one_shot = self._aes = None
+        self._kind = self._one_shot = self._aes = None
+
+
+_expanded: Final[deque[AeadKey]] = deque()  # the first is the next that is not any more
 
 
 class _GcmSealer:

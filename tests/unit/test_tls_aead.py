@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from nicdev.abi import Cipher
+from nicdev.tls import aead
 from nicdev.tls.aead import AeadKey, KeyWipedError
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "aead.json").read_text())
@@ -98,3 +101,25 @@ def test_wipe_overwrites_the_key_and_ends_every_use(vector: Vector) -> None:
         aead.sealer(vector.nonce, b"")
     with pytest.raises(KeyWipedError):
         aead.opener(vector.nonce, b"")
+
+
+@pytest.mark.parametrize("cipher", Cipher)
+def test_more_keys_than_are_kept_expanded(cipher: Cipher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They work on in turn, one among them wiped, and no more of them are expanded than may be."""
+    monkeypatch.setattr(aead, "MAX_EXPANDED", 3)
+    monkeypatch.setattr(aead, "_expanded", deque())
+    secrets = [bytes([n]) * (16 if cipher is Cipher.AES_GCM_128 else 32) for n in range(8)]
+    keys = [AeadKey(cipher, bytearray(secret)) for secret in secrets]
+    library = ChaCha20Poly1305 if cipher is Cipher.CHACHA20_POLY1305 else AESGCM
+    for lap in range(3):
+        for number, (key, secret) in enumerate(zip(keys, secrets, strict=True)):
+            if lap and number == 5:
+                key.wipe()
+                with pytest.raises(KeyWipedError):
+                    key.open(bytes(12), b"", memoryview(bytes(16)), memoryview(b""))
+                continue
+            sealed = memoryview(library(secret).encrypt(bytes(12), bytes([lap, number]), b""))
+            out = memoryview(bytearray(2))
+            assert key.open(bytes(12), b"", sealed, out)
+            assert out == bytes([lap, number])
+            assert sum(key._one_shot is not None for key in keys) <= 3
