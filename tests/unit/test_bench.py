@@ -80,6 +80,13 @@ def test_an_entry_has_all_that_is_needed_to_judge_it() -> None:
     assert found["details"] == {"records": 7}
 
 
+def test_a_qemu_has_goals_of_its_own() -> None:
+    measured = Measured("tx_offload_over_software", "x", [4.0])
+    name = measured.name + "_linux_6_1"
+    assert entry(measured, "guest", HERE, name)["target"] == 3.0
+    assert entry(measured, "guest", HERE, name + "_qemu_7_2")["target"] == 5.0
+
+
 def test_runs_are_merged(tmp_path: Path) -> None:
     """A later run replaces what it measured and leaves the rest."""
     path = tmp_path / "deep" / "bench.json"
