@@ -14,6 +14,7 @@ import pytest
 
 from testbed.bed import WIRE4, Bed
 from tests.guest.bpf import SCHED_CLS, load, op
+from tests.guest.conftest import wait_until
 from tests.guest.exchange import CIPHERS, WAIT, Running, exchange, send, tx_case, tx_personality
 from tests.guest.twonics import shell
 
@@ -91,8 +92,8 @@ def test_a_detour_in_mid_connection_encrypts_once(
         before = bed.ethtool()["tx_tls_refilled"]
         with DETOURS[name](bed):
             run.go_on()
-            run.guest_waits()
-        assert bed.ethtool()["tx_tls_refilled"] > before + 10  # they did go that way
+            run.guest_waits()  # what it sent may still wait in the socket
+            wait_until(lambda: bed.ethtool()["tx_tls_refilled"] > before + 10, "packets go that way")
         run.go_on()
 
     with tx_personality(bed, personality):
