@@ -31,13 +31,12 @@ from nicdev.tls.table import ContextTable
 from nicdev.tls.tx import Resync
 from nicdev.virtio import features
 from nicdev.wire import checksum, segment, vnet
-from nicdev.wire.frame import ETH_HLEN, PLAIN_IPV4, Frame, parse
+from nicdev.wire.frame import ETH_HLEN, Frame, parse
+from nicdev.wire.steering import Steering
 
 MAX_FRAME: Final = ETH_HLEN + 65535 + 4
 MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
 MAX_MESSAGES: Final = 256
-MAX_STEERED_FLOWS: Final = 65536
-_IPV4_FLOW: Final = slice(26, 38)  # addresses and ports of a TCP segment in PLAIN_IPV4
 MAX_SEGMENTS: Final = 2048  # of a frame that the guest does not take whole: 64 KiB at an MSS of 32
 
 # Hot numbers as plain ints: an enumeration's attribute costs more than the addition, `&` with a flag ten times that.
@@ -128,8 +127,7 @@ class Nic:
         self._boot_id = boot_ids()
         self._greeted = False  # the driver has said HELLO, in our version
         self._interrupted = False  # reset while a driver that had said HELLO was there
-        self._steering: dict[tuple[bytes, int, bytes, int], int] = {}
-        self._steered, self._steered_to = b"", 0  # the last entry of `_steering` to be set, if over plain IPv4
+        self._steering = Steering()
 
     @property
     def features(self) -> int:
@@ -149,7 +147,6 @@ class Nic:
         self._interrupted = self._greeted or self._interrupted
         self._greeted = False
         self._steering.clear()
-        self._steered = b""
 
     @property
     def greeted(self) -> bool:
@@ -181,7 +178,7 @@ class Nic:
             stats[_TX_BYTES] += size
             header, frame = self._checked(memoryview(chain), _VNET_HDR_LEN)
             if self._steers:
-                self._steer(queue, frame)
+                self._steering.transmitted(queue, frame)
             if self.observer is not None:
                 self._observe("tx", View.HOST, frame, "")
                 self._observe("tx", View.WIRE, frame, "", same=True)
@@ -245,7 +242,7 @@ class Nic:
         if not header[0]:  # no NEEDS_CSUM
             checksum.fill_tcp(frame, parsed)
         if self._steers:
-            self._steer(queue, frame)
+            self._steering.transmitted(queue, frame)
         if self.observer is not None:
             about = f"slot={ext.slot} gen={ext.generation} tx encrypted"
             self._observe("tx", View.WIRE, frame, about, same=True)
@@ -304,23 +301,6 @@ class Nic:
 
     # -- rx -----------------------------------------------------------------------------------------------------------
 
-    def _steer(self, queue: int, frame: memoryview) -> None:
-        """Automatic receive steering (virtio 1.2, 5.1.6.5.6.2): a flow is received where it last transmitted.
-
-        A packet of the same flow and queue as the last one, recognised by its IPv4 addresses and ports, is not parsed.
-        """
-        flow = bytes(frame[_IPV4_FLOW])
-        if flow == self._steered and queue == self._steered_to and frame[ETH_HLEN] == PLAIN_IPV4:
-            return
-        parsed = parse(frame)
-        if parsed is None:
-            return
-        if len(self._steering) >= MAX_STEERED_FLOWS:
-            self._steering.clear()
-        self._steering[(parsed.dst, parsed.dport, parsed.src, parsed.sport)] = queue
-        if frame[ETH_HLEN] == PLAIN_IPV4:
-            self._steered, self._steered_to = flow, queue
-
     def receive(self, header: memoryview, frame: memoryview) -> list[tuple[int, Packet]]:
         """Handle one frame from the wire in a writable buffer; return packets for the guest, each with its queue pair.
 
@@ -331,8 +311,7 @@ class Nic:
         parsed = parse(frame)
         if parsed is None:
             return self._received(0, header, frame, None)
-        key = (parsed.src, parsed.sport, parsed.dst, parsed.dport)
-        queue = self._steering.get(key, 0)
+        queue = self._steering.queue(parsed)
         if header[1] and not self._features & _NEEDS_SEGMENTING.get(header[1] & 0x7F, 0):
             try:
                 pieces = self._segments(header, frame, parsed)
