@@ -41,6 +41,8 @@ SEND_TAP: Final = (
     "import socket, sys; from nicdev.edge.port_tap import open_tap\n"
     "socket.send_fds(socket.socket(fileno=0), [b'.'], [open_tap(sys.argv[1])])"
 )
+# what one arm's loss did to TCP is not the next one's business
+FORGET: Final = ["sysctl", "-qw", "net.ipv4.tcp_no_metrics_save=1"]
 GCM: Final = re.compile(r"^name +: gcm\(aes\)\ndriver +: (\S+)\n(?:.+\n)*?priority +: (\d+)", re.MULTILINE)
 
 
@@ -173,14 +175,15 @@ class SpeedBed:
             self._offloads[direction] = wanted
 
     def facts(self) -> dict[str, Any]:
-        """What software kTLS runs on in this guest. Raises BedError if it would run slower than it can."""
+        """What software kTLS and TCP run on in this guest. Raises BedError if TLS would run slower than it can."""
         modules = self.bed.agent.get("/proc/modules").decode()
         if "aesni_intel " not in modules:
             raise BedError("the guest has no aesni_intel: its software TLS would be too easy to beat")
         found = GCM.findall(self.bed.agent.get("/proc/crypto").decode())
         machine = self.bed.guest.machine
         best = max((int(priority), driver) for driver, priority in found)[1]
-        return {"cpu": machine.cpu, "cpus": machine.cpus, "gcm(aes)": best}
+        congestion = self.bed.agent.get("/proc/sys/net/ipv4/tcp_congestion_control").decode().strip()
+        return {"cpu": machine.cpu, "cpus": machine.cpus, "gcm(aes)": best, "congestion_control": congestion}
 
 
 @contextmanager
@@ -193,6 +196,8 @@ def _bed(assets: Assets, name: str, held: Wire, other: Nic, address: str, *, mtu
     script = f"modprobe virtio_net && ip addr add {address}/24 dev eth1 && ip link set eth1 up mtu {mtu}"
     with running(assets, name=name, wire=held, change=both) as bed, OnWire(held, bed.folder) as wire:
         bed.agent.run(["sh", "-ec", script])
+        bed.agent.run(FORGET)
+        held.run(FORGET)
         pids = {"qemu": bed.guest.pid, "nic": bed.nic.pid, "peer": wire.pid}
         yield SpeedBed(bed, InGuest(bed), wire, pids)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from bench.registry import Group, Measured, Session, interleaved, ratios
 from bench.speed_bed import SpeedBed, speed_bed
@@ -44,7 +44,7 @@ def measure(session: Session) -> Iterator[Measured]:
     }
     rounds = session.rounds()
     results = interleaved({name: partial(arm, session, bed, name, what) for name, what in arms.items()}, rounds)
-    facts: dict[str, Any] = {"congestion_control": "cubic", "segments": "wire"}
+    facts = bed.facts() | {"segments": "wire"}
     for direction in BOTH:
         for rate in RATES:
             names = f"offload_{direction}_{rate}", f"plain_{direction}_{rate}"
