@@ -283,7 +283,8 @@ def main(arguments: list[str]) -> int:
         at = rx.end
     work = works(ram, at, config["num"], config["works"])
     print(json.dumps(layouts), flush=True)
-    for line in sys.stdin:
+    stdin = open(0, "rb", buffering=0)  # noqa: SIM115  (an order that waits must be seen in the file descriptor)
+    for line in stdin:
         order = json.loads(line)
         if "again" in order:
             tx.again(work[order["again"]])
@@ -292,8 +293,8 @@ def main(arguments: list[str]) -> int:
         if "work" in order:
             marks = tx.drive(work[order["work"]], order["count"], order["piece"], order["window"])
         elif "receive" in order:
-            rx.recycle(sys.stdin.fileno())
-            sys.stdin.readline()  # the order to stop
+            rx.recycle(stdin.fileno())
+            stdin.readline()  # the order to stop
         elif "take" in order:
             marks = rx.drain(order["count"], order["piece"], sender(order["take"]))
         print(json.dumps(marks), flush=True)
