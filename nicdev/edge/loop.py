@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from nicdev.edge.collector import seldom_full
+
 
 class Loop:
     """Single-threaded readiness loop. Callbacks must not block."""
@@ -77,6 +79,7 @@ class Loop:
     def _on_signal(self) -> None:
         self._wake_r.recv(4096)
 
+    @seldom_full()
     def run(self) -> None:
         """Run until `stop`; once."""
         while self._running:
