@@ -2,6 +2,10 @@
 
 The fault director loses segments of wire size (1448 bytes) between NIC and wire, in both arms: of packets of 64 KiB,
 1 % would be forty-five times less. The seed of a round is the same for both.
+
+Sixteen connections at once. The window of a single one is about a record at such loss, and then TLS into a Linux
+socket, by whomever, waits for delayed acknowledgements: a record is read when all of it is there, and until something
+is read the receiver does not acknowledge at once.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from tests.guest.exchange import BOTH
 RATES: Final = {"loss1": 0.01, "loss5": 0.05}
 # the least share of bytes that the NIC must have done: what is repeated may be software's, and so are rx records whose
 # header was lost
+CONNECTIONS: Final = 16
+WRITE: Final = 1 << 18  # bytes
 COVERED: Final = {"tx": 0.99, "rx": 0.75}
 
 
@@ -37,7 +43,9 @@ def measure(session: Session) -> Iterator[Measured]:
     """The group."""
     bed = session.guest(speed_bed)
     arms = {
-        f"{mode}_{direction}_{rate}": Arm(direction, mode, covered=COVERED[direction])
+        f"{mode}_{direction}_{rate}": Arm(
+            direction, mode, connections=CONNECTIONS, write=WRITE, covered=COVERED[direction]
+        )
         for direction in BOTH
         for rate in RATES
         for mode in ("plain", "offload")

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from bench.speed_bed import NIC, PATTERN, Link, SpeedBed, used
 from testbed.errors import BedError
 from testbed.peers.flowkeys import DirectionKeys, FlowKeys
-from testbed.peers.speed import RECORD, SEALED_PERIOD, SEALED_RECORD
+from testbed.peers.speed import PERIOD, RECORD, SEALED_RECORD
 from testbed.peers.speed_many import SEALED_WRITE, WRITE
 from testbed.wire import tls12
 from tests.guest.conftest import wait_until
@@ -49,6 +49,7 @@ class Arm:
     link: Link = NIC
     sendfile: bool = False
     connections: int = 1
+    write: int = PERIOD  # bytes at once
     covered: float = 0.99  # of all bytes: what TCP repeats, or finds out of order, may take another way
 
     @property
@@ -90,13 +91,15 @@ def open_sample(data: bytes, keys: DirectionKeys, number: int) -> bytes:
     return bytes(found)
 
 
-def check_samples(data: bytes, places: list[int], keys: DirectionKeys) -> None:
-    """Every sample of SEALED_PERIOD bytes of the stream of records must open to the pattern. Raises BedError."""
-    if len(data) != len(places) * SEALED_PERIOD or not places:
-        raise BedError(f"{len(data)} bytes of {len(places)} samples")
-    for index, place in enumerate(places):
-        sample = data[index * SEALED_PERIOD : (index + 1) * SEALED_PERIOD]
-        if open_sample(sample, keys, place // SEALED_RECORD) != PATTERN:
+def check_samples(data: bytes, samples: Sequence[tuple[int, int]], keys: DirectionKeys) -> None:
+    """Samples, of which place in the stream and size (bytes) are given, must open to the pattern. Raises BedError."""
+    if len(data) != sum(size for _, size in samples) or not data:
+        raise BedError(f"{len(data)} bytes of {len(samples)} samples")
+    at = 0
+    for place, size in samples:
+        found = open_sample(data[at : at + size], keys, place // SEALED_RECORD)
+        at += size
+        if found != PATTERN[: len(found)]:
             raise BedError(f"other bytes on the wire than were sent, behind byte {place}")
 
 
@@ -116,9 +119,10 @@ def interrupts(text: str, device: str) -> int:
 
 def jobs(bed: SpeedBed, arm: Arm, timing: Timing, keys: FlowKeys) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the program in the guest and of the one on the wire."""
-    guest: dict[str, Any] = {"connect": [arm.link.host, bed.wire.port]}
-    wire: dict[str, Any] = {}
-    sender = {"do": "sendfile" if arm.sendfile else "send", "seconds": timing.warm + timing.seconds + MARGIN}
+    guest: dict[str, Any] = {"connect": [arm.link.host, bed.wire.port], "connections": arm.connections}
+    wire: dict[str, Any] = {"connections": arm.connections}
+    seconds = timing.warm + timing.seconds + MARGIN
+    sender = {"do": "sendfile" if arm.sendfile else "send", "seconds": seconds, "write": arm.write}
     receiver = {"do": "receive", "warm": timing.warm, "seconds": timing.seconds}
     if arm.direction == "tx":
         guest |= sender
@@ -171,7 +175,7 @@ class Look:
 
 
 def transfer(bed: SpeedBed, arm: Arm, timing: Timing, seed: str) -> Outcome:
-    """Send as much as goes by one connection, and see that the right one did the TLS. Raises BedError if not."""
+    """Send as much as goes, and see that the right one did the TLS. Raises BedError if not."""
     bed.offload(arm.direction, arm.mode == "offload")
     keys = FlowKeys.from_seed(CIPHER, seed)
     guest, wire = jobs(bed, arm, timing, keys)

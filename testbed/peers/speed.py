@@ -11,11 +11,12 @@ connection:
     zerocopy: true    TLS_TX_ZEROCOPY_RO
     seal: the keys of one direction; encrypt here
     ask, asked: true    the receiver sends a byte when it is ready to decrypt; the sender waits for it
-    pattern: a file of PERIOD bytes; what is sent is these, over and over, in writes of that size
+    pattern: a file of PERIOD bytes; what is sent is these, over and over
+    connections: so many at once (default 1)
 
 A receiver counts the bytes of `seconds` seconds that begin `warm` seconds after its first byte, and receives to the
-end. It keeps nothing but its last PERIOD bytes, or 64 records made of them, of which it takes a sample now and then:
-each begins at a multiple of that size, so it must be the pattern, or whole records of it.
+end. It keeps nothing but the last PERIOD bytes of each connection, or 64 records made of them, of which it takes a
+sample now and then: each begins at a multiple of that size, so it must be the pattern's begin, or records of that.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 PERIOD: Final = 1 << 20
 RECORD: Final = 1 << 14
@@ -45,6 +48,8 @@ TIMEOUT: Final = 60  # seconds for any one call
 # include/uapi/linux/tls.h, tcp.h
 SOL_TLS, TCP_ULP, TLS_TX_ZEROCOPY_RO = 282, 31, 3
 ASK: Final = b"?"
+NUMBER: Final = struct.Struct(">I")  # of a connection, its first bytes where there may be several
+T = TypeVar("T")
 
 
 class Short(Exception):
@@ -101,18 +106,17 @@ class Ring:
             self._at = 0
 
     def _sample(self) -> None:
-        self.samples.append((self._turns * len(self._buffer), bytes(self._buffer)))
+        self.samples.append((self._turns * len(self._buffer), bytes(self._view[: self._at])))
 
     def end(self) -> None:
-        """No more comes. Raises Short if that is not at a multiple of the size: senders send whole periods."""
-        if self._at or not self._turns:
-            raise Short(f"the stream ends {self._at} bytes into a period")
-        self._turns -= 1
-        if (self._turns * len(self._buffer)) != self.samples[-1][0]:
+        """No more comes: the last sample, which may be shorter."""
+        if not self._at and self._turns:
+            self._turns, self._at = self._turns - 1, len(self._buffer)
+        if not self.samples or self.samples[-1][0] < self._turns * len(self._buffer):
             self._sample()
 
 
-def sealed(keys: dict[str, Any], pattern: bytes) -> Iterator[memoryview]:
+def sealed(keys: dict[str, Any], pattern: bytes | memoryview) -> Iterator[memoryview]:
     """The pattern over and over, in TLS 1.2 records (RFC 5288), BATCH of them at once in a buffer that is used again.
 
     Made here, as quickly as it can be: the sender must not be what is measured.
@@ -167,6 +171,8 @@ class Ends:
             self.listener.settimeout(TIMEOUT)
             sock, _ = self.listener.accept()
             sock.setblocking(True)
+        if job.get("greet") and "connect" in job:
+            sock.sendall(NUMBER.pack(job["number"]))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", TIMEOUT, 0))
         install(sock, job)
@@ -174,62 +180,86 @@ class Ends:
 
 
 class Bulk(Ends):
-    """As much as goes by one connection."""
+    """As much as goes by one connection, or by several, each of which has a thread here."""
+
+    def _each(self, job: dict[str, Any], work: Callable[[socket.socket, int], T]) -> list[T]:
+        """Open the connections, and do this with each and its number, which the side that connects says first."""
+
+        def run(sock: socket.socket, number: int) -> T:
+            with sock:
+                told = number if "connect" in job else NUMBER.unpack(sock.recv(NUMBER.size, socket.MSG_WAITALL))[0]
+                return work(sock, told)
+
+        count = job.get("connections", 1)
+        with ThreadPoolExecutor(count) as pool:
+            futures = [pool.submit(run, self.open(job | {"number": n, "greet": True}), n) for n in range(count)]
+            return [future.result() for future in futures]
 
     def do_send(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Send whole periods for `seconds` seconds."""
-        pattern = Path(job["pattern"]).read_bytes()
-        with self.open(job) as sock:
-            pieces: Iterator[bytes | memoryview] = itertools.repeat(pattern)
-            count = 1  # pieces in a period
+        """Send for `seconds` seconds, in pieces of `write` bytes, or of BATCH records."""
+        pattern = memoryview(Path(job["pattern"]).read_bytes())
+        write = job.get("write", PERIOD)
+
+        def send(sock: socket.socket, number: int) -> int:
+            pieces: Iterator[memoryview]
             if "seal" in job:
-                pieces, count = sealed(job["seal"], pattern), RECORDS // BATCH
+                pieces = sealed(numbered(job["seal"], number), pattern)
+            else:
+                pieces = itertools.cycle(pattern[at : at + write] for at in range(0, PERIOD, write))
             if job.get("asked"):
                 sock.recv(len(ASK))
-            began = time.monotonic()
-            end = began + job["seconds"]
-            total = 0
-            while time.monotonic() < end:
-                for _ in range(count):
-                    piece = next(pieces)
-                    sock.sendall(piece)
-                    total += len(piece)
-            return {"total": total, "seconds": time.monotonic() - began}
+            total, end = 0, time.monotonic() + job["seconds"]
+            for piece in pieces:
+                sock.sendall(piece)
+                total += len(piece)
+                if time.monotonic() > end:
+                    break
+            return total
+
+        return {"total": sum(self._each(job, send))}
 
     def do_sendfile(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The same by sendfile(2)."""
+        """Send whole periods for `seconds` seconds by sendfile(2)."""
         file = os.memfd_create("pattern")
         os.write(file, Path(job["pattern"]).read_bytes())
-        with self.open(job) as sock:
-            began = time.monotonic()
-            end = began + job["seconds"]
-            total = 0
+
+        def send(sock: socket.socket, _: int) -> int:
+            total, end = 0, time.monotonic() + job["seconds"]
             while total % PERIOD or time.monotonic() < end:
                 at = total % PERIOD
                 total += os.sendfile(sock.fileno(), file, at, PERIOD - at)
-        os.close(file)
-        return {"total": total, "seconds": time.monotonic() - began}
+            return total
+
+        try:
+            return {"total": sum(self._each(job, send))}
+        finally:
+            os.close(file)
 
     def do_receive(self, job: dict[str, Any]) -> dict[str, Any]:
         """Receive to the end; with `records`, a file to write samples of encrypted records to, without: check them."""
         records = job.get("records")
-        ring, window = Ring(SEALED_PERIOD if records else PERIOD), Window(job["warm"], job["seconds"])
-        with self.open(job) as sock:
+        window, lock, clock = Window(job["warm"], job["seconds"]), threading.Lock(), time.monotonic
+
+        def receive(sock: socket.socket, _: int) -> list[tuple[int, bytes]]:
+            ring = Ring(SEALED_PERIOD if records else PERIOD)
             if job.get("ask"):
                 sock.send(ASK)
-            clock = time.monotonic
             while size := sock.recv_into(ring.space()):
                 ring.put(size)
-                window.add(size, clock())
-            window.add(0, clock())
-        ring.end()
+                with lock:
+                    window.add(size, clock())
+            ring.end()
+            return ring.samples
+
+        samples = [sample for found in self._each(job, receive) for sample in found]
+        window.add(0, clock())
         if records:
-            Path(records).write_bytes(b"".join(sample for _, sample in ring.samples))
+            Path(records).write_bytes(b"".join(sample for _, sample in samples))
         else:
             pattern = Path(job["pattern"]).read_bytes()
-            if any(sample != pattern for _, sample in ring.samples):
+            if any(sample != pattern[: len(sample)] for _, sample in samples):
                 raise ValueError("something else arrived than was sent")
-        return {**window.result(), "samples": [place for place, _ in ring.samples]}
+        return {**window.result(), "samples": [(place, len(sample)) for place, sample in samples]}
 
 
 def install(sock: socket.socket, job: dict[str, Any]) -> None:

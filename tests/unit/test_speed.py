@@ -69,13 +69,13 @@ def transferred(sender: dict[str, Any], receiver: dict[str, Any]) -> tuple[dict[
     return both(sender, {"do": "receive", **receiver})
 
 
-@pytest.mark.parametrize("verb", ["send", "sendfile"])
-def test_plain_transfer(verb: str, pattern: Path) -> None:
-    sent, received = transferred(
-        {"do": verb, "seconds": 0.1, "pattern": str(pattern)}, {**WINDOW, "pattern": str(pattern)}
-    )
+@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize(("verb", "piece"), [("send", PERIOD // 4), ("sendfile", PERIOD)])
+def test_plain_transfer(verb: str, piece: int, connections: int, pattern: Path) -> None:
+    common = {"pattern": str(pattern), "connections": connections}
+    sent, received = transferred({"do": verb, "seconds": 0.1, "write": piece, **common}, {**WINDOW, **common})
     assert sent["total"] == received["total"] > 0
-    assert sent["total"] % PERIOD == 0
+    assert sent["total"] % piece == 0
     assert 0 < received["bytes"] < received["total"]
     assert received["seconds"] > 0
 
@@ -87,33 +87,36 @@ def test_other_bytes_than_the_pattern_are_noticed(pattern: Path, tmp_path: Path)
         transferred({"do": "send", "seconds": 0.1, "pattern": str(pattern)}, {**WINDOW, "pattern": str(other)})
 
 
-def test_sealed_transfer_opens_to_the_pattern(pattern: Path, tmp_path: Path) -> None:
-    """The whole way of an encrypted stream, to an independent decoder; a flipped bit of any part of it is noticed."""
-    samples = tmp_path / "samples"
+@pytest.mark.parametrize("connections", [1, 3])
+def test_sealed_transfer_opens_to_the_pattern(connections: int, pattern: Path, tmp_path: Path) -> None:
+    """The whole way of encrypted streams, to an independent decoder; a flipped bit of any part of one is noticed."""
+    records = tmp_path / "samples"
     sender = {"do": "send", "seconds": 0.3, "pattern": str(pattern), "seal": KEYS.rx.as_json()}
-    sent, received = transferred(sender, {**WINDOW, "records": str(samples)})
+    sent, received = transferred(
+        sender | {"connections": connections}, {**WINDOW, "records": str(records), "connections": connections}
+    )
     assert sent["total"] == received["total"]
-    places = received["samples"]
-    assert places[0] == 0
-    assert places[-1] == received["total"] - SEALED_PERIOD
-    data = samples.read_bytes()
-    check_samples(data, places, KEYS.rx)
+    samples, data = received["samples"], records.read_bytes()
+    assert [place for place, _ in samples].count(0) == connections
+    if connections == 1:
+        assert sum(samples[-1]) == received["total"]
+    check_samples(data, samples, KEYS.rx)
     for at in (0, 4, 5, 12, 13, len(data) - 1):
         spoilt = bytearray(data)
         spoilt[at] ^= 1
         with pytest.raises(BedError, match="on the wire is"):
-            check_samples(bytes(spoilt), places, KEYS.rx)
+            check_samples(bytes(spoilt), samples, KEYS.rx)
     with pytest.raises(BedError, match="on the wire is wrong"):
-        check_samples(data, [place + SEALED_RECORD for place in places], KEYS.rx)
+        check_samples(data, [(place + SEALED_RECORD, size) for place, size in samples], KEYS.rx)
     with pytest.raises(BedError, match="bytes of 1 samples"):
-        check_samples(data[:-1], [0], KEYS.rx)
+        check_samples(data[:-1], [(0, len(data))], KEYS.rx)
 
 
 def test_records_that_hold_something_else_are_noticed() -> None:
     source = sealed(KEYS.tx.as_json(), bytes(PERIOD))
     data = b"".join(bytes(next(source)) for _ in range(SEALED_PERIOD // (16 * SEALED_RECORD)))
     with pytest.raises(BedError, match="other bytes on the wire"):
-        check_samples(data, [0], KEYS.tx)
+        check_samples(data, [(0, SEALED_PERIOD)], KEYS.tx)
 
 
 @pytest.mark.parametrize("count", [1, SAMPLED + 1])
@@ -212,10 +215,11 @@ def test_ring_takes_samples_now_and_then_and_the_last() -> None:
 
 def test_ring_of_a_stream_that_ends_within_a_period() -> None:
     ring = Ring(4)
-    ring.put(4)
-    ring.put(3)
-    with pytest.raises(Short, match="3 bytes into"):
-        ring.end()
+    for piece in (b"abcd", b"efg"):
+        ring.space()[: len(piece)] = piece
+        ring.put(len(piece))
+    ring.end()
+    assert ring.samples == [(0, b"abcd"), (4, b"efg")]
 
 
 def test_interrupts_of_one_device() -> None:
