@@ -16,14 +16,13 @@ from typing import Final
 
 from bench.child import Child, Talk
 from bench.device_rx import RxArm
-from bench.device_tx import ROUNDS, measured
+from bench.device_tx import RING, ROUNDS, measured
 from bench.registry import Group, Measured, Session
 from bench.rig import Rig, Run, Shape
 from bench.work import SEALED
 from nicdev.abi import Direction
 
 MAX_CONTEXTS: Final = 1 << 17
-RING: Final = 256
 DIRECTIONS: Final = [direction.name.lower() for direction in Direction]
 
 

@@ -129,7 +129,7 @@ class RxArm:
         before = list(self.rig.nic.stats.values)
         given = len(flows) * len(self._frames)
         self.rig.posted[Counter.RX_WIRE_PACKETS] += given
-        run = self.rig.serve({"receive": True, "count": given}, port)
+        run = self.rig.serve({"receive": True, "count": given}, port, self.rig.rings[RX])
         for counter, count in ((Counter.RX_TLS_PACKETS, given), (Counter.RX_TLS_RECORDS, len(flows) * self._records)):
             if (counted := self.rig.nic.stats[counter] - before[counter]) != count:
                 raise BedError(f"{counter.name.lower()} is {counted}, not {count}")

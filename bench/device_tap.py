@@ -17,7 +17,7 @@ from typing import Final
 from bench.child import Child, Talk
 from bench.device_tx import ROUNDS, measured
 from bench.registry import Group, Measured, Session
-from bench.rig import Rig, Run, Shape
+from bench.rig import RX, Rig, Run, Shape
 from nicdev.edge import netns
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
@@ -77,7 +77,7 @@ def both(talk: Talk, count: int, rounds: int) -> None:
             if taken_by_kernel() != number * count:
                 raise BedError(f"the kernel took {taken_by_kernel()} frames of {number * count}")
             rig.posted[Counter.RX_WIRE_PACKETS] += count
-            rx = rig.serve({"take": NEIGHBOUR[0], "count": count, "piece": count // PIECES}, port)
+            rx = rig.serve({"take": NEIGHBOUR[0], "count": count}, port, rig.rings[RX], count // PIECES)
             if rig.nic.stats[Counter.RX_PACKETS] != number * count:
                 raise BedError("a frame was received that did not arrive")
             talk.tell((tx, rx))

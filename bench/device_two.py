@@ -18,7 +18,7 @@ from bench.registry import Group, Measured, Session
 from bench.rig import Processors
 from bench.work import TSO
 
-PACKETS: Final = 64
+PACKETS: Final = 32
 WINDOWS: Final = 10
 Mark = tuple[int, int]  # packets so far, time in ns
 
@@ -53,7 +53,7 @@ def _packets(marks: Sequence[Mark], at: int) -> float:
 def measure(session: Session) -> Iterator[Measured]:
     """The sum of what both encrypt, hot."""
     usable = sorted(os.sched_getaffinity(0))
-    rounds, laps = session.rounds(ROUNDS), session.scaled(200, 8)
+    rounds, laps = session.rounds(ROUNDS), session.scaled(400, 16)
     samples, means = [], []
     with ExitStack() as stack:
         children = [

@@ -22,6 +22,7 @@ from bench.work import SEALED, TEXT, TSO, stream_lap
 
 # packets to a lap of 2 MB, TCP payload of each: as TSO cuts, whole records, one record
 HOT: Final = {"tso": (32, TSO), "whole": (32, 3 * SEALED), "record": (128, SEALED)}
+RING: Final = 256
 STREAMING: Final = 4096  # packets of a lap of 267 MB
 SAMPLE: Final = 32  # frames that are opened after each run
 ROUNDS: Final = 5
@@ -36,16 +37,17 @@ def measured(name: str, unit: str, runs: Sequence[Run], scale: Callable[[float],
     """A figure from a run per round; `scale` makes it of packets per second."""
     means = [round(scale(harmonic_mean(run.pieces)), 4) for run in runs]
     processor = [round(scale(run.by_processor), 4) for run in runs]
-    details |= {"mean_of_each_round": means, "by_processor_time": processor}
+    kicks = [run.kicks for run in runs]
+    details |= {"mean_of_each_round": means, "by_processor_time": processor, "kicks": kicks}
     return Measured(name, unit, [scale(max(run.pieces)) for run in runs], details=details)
 
 
 def descriptors(session: Session) -> Iterator[Measured]:
     """64-byte frames."""
     count = session.scaled(400_000, 10_000)
-    with Rig(Shape(256, {"plain": {}})) as rig:
-        runs = [rig.run("plain", count, count // 40) for _ in range(session.rounds(ROUNDS))]
-    yield measured("descriptors_mpps", "M/s", runs, lambda rate: rate / 1e6, frame_bytes=64, ring=256)
+    with Rig(Shape(RING, {"plain": {}})) as rig:
+        runs = [rig.run("plain", count, count // 100) for _ in range(session.rounds(ROUNDS))]
+    yield measured("descriptors_mpps", "M/s", runs, lambda rate: rate / 1e6, frame_bytes=64, ring=RING)
 
 
 class StreamArm:
@@ -54,7 +56,8 @@ class StreamArm:
     def __init__(self, stack: ExitStack, packets: int, payload: int, where: Processors | None = None) -> None:
         self.packets, self.payload = packets, payload
         self.records, size = stream_lap(packets, payload)
-        shape = Shape(packets, {"commands": {}, "stream": {"payload": payload}}, memory=size + (32 << 20))
+        works: dict[str, dict[str, int]] = {"commands": {}, "stream": {"payload": payload, "packets": packets}}
+        shape = Shape(max(RING, packets), works, memory=size + (32 << 20))
         self.rig = stack.enter_context(Rig(shape, where))
         self.rig.run("add_tx", 1)
         self._laps = 0
@@ -62,7 +65,7 @@ class StreamArm:
     def run(self, laps: int, pieces: int) -> Run:
         """So many laps, in so many pieces."""
         count = laps * self.packets
-        found = self.rig.run("stream", count, count // pieces, min(self.packets, 256))
+        found = self.rig.run("stream", count, count // pieces, RING)
         frames = self.rig.record("stream", self.packets, SAMPLE)
         check_stream(frames, self._laps + laps, self.records)
         self._laps += laps + 1
@@ -129,7 +132,7 @@ def streaming(session: Session) -> Iterator[Measured]:
 def flows(session: Session) -> Iterator[Measured]:
     """A record of 16 KiB to a packet: of one flow, of a random flow each, of random flows 8 packets in a row."""
     contexts, count = session.scaled(100_000, 500), session.scaled(20_000, 600)
-    shape = Shape(128, {"commands": {}, "flows": {"flows": contexts}}, max_contexts=1 << 17)
+    shape = Shape(RING, {"commands": {}, "flows": {"flows": contexts}}, max_contexts=1 << 17)
     with Rig(shape) as rig:
         rig.run("add_tx", contexts)
         first = rig.run("each", contexts, contexts // 20)  # a context's first packet makes what the others use

@@ -91,11 +91,12 @@ def pinned(processor: int) -> Iterator[None]:
 
 
 class Run(NamedTuple):
-    """What came of an order. Marks are (chains so far, time in ns), the first when the device was under way."""
+    """What came of an order. Marks are (chains so far, time in ns)."""
 
     marks: list[tuple[int, int]]
     chains: int
     processor_seconds: float  # that the device took
+    kicks: int  # that the driver had to give: how often the device had run out of work
 
     @property
     def pieces(self) -> list[float]:
@@ -106,6 +107,51 @@ class Run(NamedTuple):
     def by_processor(self) -> float:
         """Chains per second of processor time: less at the mercy of what else runs, but blind to waiting."""
         return self.chains / self.processor_seconds
+
+
+class TimedLoop(Loop):
+    """Production's loop, in which somebody has a look between any two bursts (some 0.1 us)."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+        super().__init__()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """A queue with more to do asks for that after every burst."""
+        self._look()
+        super().soon(callback)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """A port reads a burst when there is something to read."""
+
+        def called() -> None:
+            callback()
+            self._look()
+
+        super().watch(fd, called)
+
+
+class Progress:
+    """Marks of a ring: when another `piece` of its chains had been taken.
+
+    They are the device's. A driver that is held up would see one too late, and think the next piece too fast.
+    """
+
+    def __init__(self, ring: SplitRing, piece: int) -> None:
+        self.marks: list[tuple[int, int]] = []
+        self._ring = ring
+        self._piece = piece
+        self._base = ring.base
+        self._done = self._next = 0
+
+    def look(self) -> None:
+        """Make a mark if it is time."""
+        base = self._ring.base
+        self._done += (base - self._base) & 0xFFFF
+        self._base = base
+        if self._done >= self._next:
+            self.marks.append((self._done, time.perf_counter_ns()))
+            self._next = self._done + self._piece
 
 
 class Recorder(Port):
@@ -191,9 +237,9 @@ class Rig:
 
         Raises BedError, also where not all was done, or anything dropped.
         """
-        order = {"work": work, "count": count, "piece": piece or count, "window": window or self.shape.num}
+        order = {"work": work, "count": count, "window": window or self.shape.num}
         self.posted[_counter(work)] += count
-        return self.serve(order, port or (lambda loop: FaultyPort(loop, Port(), self.nic)))
+        return self.serve(order, port or (lambda loop: FaultyPort(loop, Port(), self.nic)), self.rings[TX], piece)
 
     def again(self, work: str) -> None:
         """Let a work begin anew with its first chain."""
@@ -205,28 +251,29 @@ class Rig:
         self.run(work, count, port=lambda _: recorder)
         return recorder.frames
 
-    def serve(self, order: Mapping[str, Any], port: MakePort) -> Run:
-        """Be the device until the driver has answered to `order`. Raises BedError as `run`."""
+    def serve(self, order: Mapping[str, Any], port: MakePort, ring: SplitRing, piece: int = 0) -> Run:
+        """Be the device until the driver has answered to `order`; marks are of `ring`. Raises BedError as `run`."""
         assert self._driver.stdout is not None
-        marks: list[tuple[int, int]] = []
-        loop = Loop()
+        answers: list[int] = []
+        progress = Progress(ring, piece or order["count"])
+        loop = TimedLoop(progress.look)
 
         def answered() -> None:
             loop.stop()
-            marks.extend(self._answer())
+            answers.append(self._answer())
 
         with pinned(self.where.device), closing(loop), closing(port(loop)) as wire:
             device = Device(loop, self.nic, wire, 1)
             device.features_set(self.nic.features)
-            for index, ring in self.rings.items():
-                device.queue_started(index, ring, *self._events[index], NO_FD)
+            for index, attached in self.rings.items():
+                device.queue_started(index, attached, *self._events[index], NO_FD)
             loop.watch(self._driver.stdout.fileno(), answered)
             self.tell(order)
             began = time.process_time()
             loop.run()
             took = time.process_time() - began
         self._account()
-        return Run(marks, order.get("count", 0), took)
+        return Run(progress.marks, order["count"], took, answers[0])
 
     def _account(self) -> None:
         """Everything that was posted was done, and nothing dropped. Raises BedError."""

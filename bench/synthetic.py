@@ -53,6 +53,7 @@ class Queue:
         self._event = ram[self.queue.avail_at : self.queue.used_at].cast("H")[2 + num : 3 + num]
         self._kick, self._call = events
         self._sleeping = sleeping
+        self.kicks = 0  # how often the device had to be woken
 
     @property
     def layout(self) -> tuple[int, int, int, int]:
@@ -68,6 +69,7 @@ class Queue:
         self.queue.avail_idx = (self.queue.avail_idx + count) & 0xFFFF
         if self.queue.publish():
             os.eventfd_write(self._kick, 1)
+            self.kicks += 1
 
     def take(self, count: int) -> None:
         """Take back `count` chains."""
@@ -122,12 +124,11 @@ class RxQueue(Queue):
             if self._sleeping:
                 self.wait(num // 2, stop)
 
-    def drain(self, count: int, piece: int, send: Callable[[], int]) -> list[tuple[int, int]]:
-        """Take `count` frames of one buffer each, that `send` has sent (it says how many), AHEAD at a time.
+    def drain(self, count: int, send: Callable[[], int]) -> None:
+        """Take `count` frames of one buffer each that `send` sends (it says how many), at most AHEAD at a time.
 
-        Returns marks as TxQueue.drive. Raises Stalled.
+        Raises Stalled.
         """
-        marks: list[tuple[int, int]] = []
         sent = done = 0
         last = time.monotonic()
         while done < count:
@@ -136,8 +137,6 @@ class RxQueue(Queue):
                 self.take(used)
                 self.post(used)
                 done += used
-                if done >= piece * (len(marks) + 1):
-                    marks.append((done, time.perf_counter_ns()))
             if sent < count and sent - done <= AHEAD // 2:
                 sent += send()
             elif not used and (self._sleeping or time.monotonic() > last + PATIENCE):
@@ -145,7 +144,6 @@ class RxQueue(Queue):
             elif not used:
                 continue
             last = time.monotonic()
-        return marks
 
 
 class TxQueue(Queue):
@@ -172,13 +170,9 @@ class TxQueue(Queue):
         returned = struct.pack(f"<{2 * num}I", *(part for entry in entries for part in (entry, work.written)))
         self._returned = memoryview(returned)
 
-    def drive(self, work: Work, count: int, piece: int, window: int) -> list[tuple[int, int]]:
-        """Have `count` chains handled, at most `window` at a time.
-
-        Returns (chains handled, time in ns) whenever another `piece` was. Raises Stalled, AssertionError.
-        """
+    def drive(self, work: Work, count: int, window: int) -> None:
+        """Have `count` chains handled, at most `window` at a time. Raises Stalled, AssertionError."""
         self._use(work)
-        marks: list[tuple[int, int]] = []
         posted = done = 0
         started, batch = work.posted, max(1, window // 4)
         last = time.monotonic()
@@ -188,8 +182,6 @@ class TxQueue(Queue):
                 self._check(work, started + done, used)
                 self.take(used)
                 done += used
-                if done >= piece * (len(marks) + 1):
-                    marks.append((done, time.perf_counter_ns()))
             room = min(count - posted, window - (posted - done))
             if room >= batch or (room and posted + room == count):
                 work.prepare(work.posted, room)
@@ -201,7 +193,6 @@ class TxQueue(Queue):
             else:
                 continue
             last = time.monotonic()
-        return marks
 
     def _check(self, work: Work, first: int, count: int) -> None:
         """`count` chains came back, of which `first` is the first's number, each as it must."""
@@ -228,7 +219,7 @@ def orders(flows: int) -> dict[str, list[int]]:
 
 
 def works(ram: memoryview, at: int, num: int, kinds: dict[str, Any]) -> dict[str, Work]:
-    """What the configuration names: "plain", "hello", "stream": {"payload": n}, "flows": {"flows": n}, "commands"."""
+    """What the configuration names, with more arguments: "plain", "hello", "commands", "stream", "flows"."""
     found: dict[str, Work] = {}
 
     def add(name: str, work: Work) -> None:
@@ -276,28 +267,29 @@ def main(arguments: list[str]) -> int:
         os.sched_setaffinity(0, {config["processor"]})
     ram = memoryview(mmap.mmap(memfd, os.fstat(memfd).st_size))
     tx = TxQueue(ram, 0, config["num"], events[:2], config["sleeping"])
-    layouts, at = [tx.layout], _page(tx.queue.end)
+    queues: list[Queue] = [tx]
+    at = _page(tx.queue.end)
     if config["rx_buffers"]:
         rx = RxQueue(ram, at, config["rx_buffers"], events[2:], config["sleeping"])
-        layouts.append(rx.layout)
+        queues.append(rx)
         at = rx.end
     work = works(ram, at, config["num"], config["works"])
-    print(json.dumps(layouts), flush=True)
+    print(json.dumps([queue.layout for queue in queues]), flush=True)
     stdin = open(0, "rb", buffering=0)  # noqa: SIM115  (an order that waits must be seen in the file descriptor)
     for line in stdin:
         order = json.loads(line)
         if "again" in order:
             tx.again(work[order["again"]])
             continue
-        marks: list[tuple[int, int]] = []
+        before = sum(queue.kicks for queue in queues)
         if "work" in order:
-            marks = tx.drive(work[order["work"]], order["count"], order["piece"], order["window"])
+            tx.drive(work[order["work"]], order["count"], order["window"])
         elif "receive" in order:
             rx.recycle(stdin.fileno())
             stdin.readline()  # the order to stop
         elif "take" in order:
-            marks = rx.drain(order["count"], order["piece"], sender(order["take"]))
-        print(json.dumps(marks), flush=True)
+            rx.drain(order["count"], sender(order["take"]))
+        print(sum(queue.kicks for queue in queues) - before, flush=True)
     return 0
 
 

@@ -162,17 +162,21 @@ class Hello(Chains):
 
 
 class Stream(Chains):
-    """One flow (slot 0): whole records one after the other, in packets of `payload` bytes; a lap ends with a record."""
+    """One flow (slot 0): whole records one after the other, in packets of `payload` bytes; a lap ends with a record.
 
-    def __init__(self, ram: memoryview, at: int, num: int, payload: int) -> None:
-        self.records, self._lap = stream_lap(num, payload)
+    A lap has `packets`. A ring that holds several laps shows the same payload with other sequence numbers.
+    """
+
+    def __init__(self, ram: memoryview, at: int, num: int, payload: int, packets: int) -> None:
+        self.records, self._lap = stream_lap(packets, payload)
         super().__init__(ram, at, num, self._lap + FRAGMENT)
         data = ram[self.data_at : self.data_at + self._lap]
         for number in range(self.records):
             data[number * SEALED : (number + 1) * SEALED] = framed(number)
         ext = abi.TX_TLS.pack(abi.ExtType.TX_TLS, 0, abi.TX_TLS.size, 0, GENERATION, 0, 0, 0)
         self._offsets = range(0, self._lap, payload)
-        for index, offset in enumerate(self._offsets):
+        for index in range(num):
+            offset = self._offsets[index % packets]
             length = min(payload, self._lap - offset)
             headers = tcp_headers(4, length)
             head = vnet_header(4, len(headers), abi.HDR_F_EXT) + ext + headers
@@ -181,16 +185,16 @@ class Stream(Chains):
 
     def prepare(self, first: int, count: int) -> None:
         """The sequence numbers move on by a lap."""
-        ram, num, pack = self.ram, self.num, _BE32.pack_into
+        ram, num, offsets, pack = self.ram, self.num, self._offsets, _BE32.pack_into
         for number in range(first, first + count):
-            lap, index = divmod(number, num)
-            pack(ram, self._seq_at[index], (START_SEQ + lap * self._lap + self._offsets[index]) & 0xFFFFFFFF)
+            lap, index = divmod(number, len(offsets))
+            pack(ram, self._seq_at[number % num], (START_SEQ + lap * self._lap + offsets[index]) & 0xFFFFFFFF)
 
 
-def stream_lap(num: int, payload: int) -> tuple[int, int]:
-    """Records and bytes of a lap of `num` packets of `payload` bytes; the last packet may be shorter."""
-    records = num * payload // SEALED
-    assert (num - 1) * payload < records * SEALED, "a whole packet would be left over"
+def stream_lap(packets: int, payload: int) -> tuple[int, int]:
+    """Records and bytes of a lap of `packets` of `payload` bytes; the last one may be shorter."""
+    records = packets * payload // SEALED
+    assert (packets - 1) * payload < records * SEALED, "a whole packet would be left over"
     return records, records * SEALED
 
 

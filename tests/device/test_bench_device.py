@@ -50,7 +50,7 @@ def test_a_wrong_tag_fails_the_run(payload: int) -> None:
 
 
 def test_a_dropped_packet_fails_the_run() -> None:
-    shape = Shape(64, {"commands": {}, "stream": {"payload": SEALED}})
+    shape = Shape(64, {"commands": {}, "stream": {"payload": SEALED, "packets": 64}})
     with Rig(shape) as rig, pytest.raises(BedError, match="tx_drop_unknown_context"):
         rig.run("stream", 64)  # no context was made
 

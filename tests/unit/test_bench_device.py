@@ -71,12 +71,12 @@ def test_plain_frames_are_frames(ram: memoryview) -> None:
 
 
 def test_a_lap_of_a_stream_is_whole_records(ram: memoryview) -> None:
-    """In packets whose sequence numbers go on from lap to lap."""
-    work = Stream(ram, 4096, 32, TSO)
+    """In packets whose sequence numbers go on from lap to lap, here and in the next round of the ring."""
+    work = Stream(ram, 4096, 64, TSO, 32)
     records, size = stream_lap(32, TSO)
-    for lap in range(2):
+    for lap in range(3):
         work.prepare(32 * lap, 32)
-        packets = [Ether(chain(ram, work, index)[EXTENDED:]) for index in range(32)]
+        packets = [Ether(chain(ram, work, (32 * lap + index) % 64)[EXTENDED:]) for index in range(32)]
         data = b"".join(bytes(packet[TCP].payload) for packet in packets)
         assert packets[0][TCP].seq == (START_SEQ + lap * size) & 0xFFFFFFFF
         assert packets[31][TCP].seq == (START_SEQ + lap * size + 31 * TSO) & 0xFFFFFFFF
@@ -125,7 +125,7 @@ def test_the_proof_of_a_stream() -> None:
 
 
 def test_pieces_of_a_run() -> None:
-    run = Run([(10, 1_000), (30, 2_000), (40, 4_000)], 40, 0.5)
+    run = Run([(10, 1_000), (30, 2_000), (40, 4_000)], 40, 0.5, 0)
     assert run.pieces == [pytest.approx(20e6), pytest.approx(5e6)]
     assert run.by_processor == 80
 
