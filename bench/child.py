@@ -14,6 +14,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
+from bench.rig import DIES_WITH_US
 from nicdev.errors import ConfigError
 from testbed.errors import BedError
 from testbed.stages import PROJECT
@@ -37,7 +38,7 @@ class Child:
 
     def __init__(self, function: str, **arguments: Any) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.child", function, json.dumps(arguments)],
+            [*DIES_WITH_US, sys.executable, "-m", "bench.child", function, json.dumps(arguments)],
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

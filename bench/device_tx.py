@@ -139,7 +139,7 @@ def flows(session: Session) -> Iterator[Measured]:
 
         def arm(order: str) -> Callable[[int], Run]:
             def run(_: int) -> Run:
-                found = rig.run(order, count, count // 10)
+                found = rig.run(order, count, count // 40)
                 check_flows(rig.record(order, SAMPLE, SAMPLE))
                 return found
 

@@ -40,6 +40,7 @@ from testbed.errors import BedError
 from testbed.stages import PROJECT
 
 NO_FD: Final = -1
+DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 TX, RX = 1, 0  # vring numbers
 COMMANDS: Final = ("add_tx", "add_rx", "delete")  # works
 DROPS: Final = [
@@ -208,7 +209,7 @@ class Rig:
         config = {"num": self.shape.num, "works": self.shape.works, "rx_buffers": self.shape.rx_buffers,
                   "sleeping": self.where.shared, "processor": self.where.driver}  # fmt: skip
         self._driver = subprocess.Popen(
-            [sys.executable, "-m", "bench.synthetic", json.dumps(config), *map(str, fds)],
+            [*DIES_WITH_US, sys.executable, "-m", "bench.synthetic", json.dumps(config), *map(str, fds)],
             cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=fds,
         )  # fmt: skip
         stack.enter_context(self._driver)
