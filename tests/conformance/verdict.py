@@ -59,6 +59,17 @@ def _status(outcomes: Sequence[str]) -> str:
     return HELD if "passed" in outcomes else UNTESTED
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """A run and the one in which its failed tests were run again; `again` names those that passed in that only."""
+    again = [
+        name
+        for name, test in first["tests"].items()
+        if test["outcome"] == "failed" and second["tests"].get(name, test)["outcome"] == "passed"
+    ]
+    tests = {name: {**test, "outcome": "passed"} if name in again else test for name, test in first["tests"].items()}
+    return {**first, "tests": tests, "again": again}
+
+
 def judge(items: Mapping[int, Item], runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     """One verdict per item. A run is what the plugin wrote: its kernel ("" without guest), and its tests."""
     verdicts = {number: Verdict(item) for number, item in items.items()}

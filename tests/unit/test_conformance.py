@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.verdict import FAILING, HELD, NOT_APPLICABLE, UNTESTED, Item, judge, load_items, summary, table
+from tests.conformance.verdict import (
+    FAILING,
+    HELD,
+    NOT_APPLICABLE,
+    UNTESTED,
+    Item,
+    judge,
+    load_items,
+    merged,
+    summary,
+    table,
+)
 
 pytest_plugins = ["pytester"]
 
@@ -205,3 +216,16 @@ def test_the_checklist_is_whole() -> None:
     assert list(items) == list(range(1, 133))
     assert {item.tag for item in items.values()} == {"device", "driver", "both", "core"}
     assert [item.number for item in items.values() if item.not_applicable] == [95, 121]
+
+
+def test_what_passes_when_run_again_is_held_and_named() -> None:
+    def found(**outcomes: str) -> dict[str, Any]:
+        return {"kernel": "7.2", "tests": {name: {"items": [1], "outcome": how} for name, how in outcomes.items()}}
+
+    first = found(good="passed", unsteady="failed", bad="failed", lost="not run", left="failed")
+    result = merged(first, found(unsteady="passed", bad="failed", lost="passed", good="failed"))
+    assert result["again"] == ["unsteady"]
+    outcomes = {name: test["outcome"] for name, test in result["tests"].items()}
+    assert outcomes == {"good": "passed", "unsteady": "passed", "bad": "failed", "lost": "not run", "left": "failed"}
+    (verdict,) = judge({1: Item(1, "core", "x")}, [result])
+    assert verdict.failed == ["7.2 bad", "7.2 lost", "7.2 left"]
