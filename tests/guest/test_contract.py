@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,13 +14,13 @@ from testbed.bed import GUEST4, WIRE4, Bed
 from testbed.peers.peer import Peer
 from testbed.wire.pcapfile import frames
 from testbed.wire.reassembly import Stream, reassemble
+from tests.guest.cases import CLOSE_NOTIFY, egress, install, tx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     BOTH,
     CIPHERS,
     EOF,
     RECORD_OVERHEAD,
-    SHUTDOWN,
     WAIT,
     Case,
     Running,
@@ -83,7 +81,7 @@ def test_contexts_begin_where_the_stream_turns_into_records(bed: Bed, capture_pa
     guest: list[Step] = [
         {"do": "send_clear", "data": out.hex()},
         {"do": "recv_clear", "size": len(back)},
-        {"do": "install", "dirs": list(BOTH)},
+        install(*BOTH),
         send(SIZE, write=3000),
         recv(SIZE),
     ]
@@ -229,12 +227,11 @@ def manners(path: Path) -> set[tuple[object, ...]]:
 @pytest.mark.conformance(124)
 def test_the_wire_does_not_tell_who_encrypts(bed: Bed, tmp_path: Path, cipher: str) -> None:
     """The same connections twice, with the device and without: the same bytes, in segments that look the same."""
-    alert = {"do": "record", "kind": 21, "data": "0100"}
     cases = [
         tx_case("small", send(SIZE, write=100), size=SIZE, cipher=cipher, rec_seq=7),
         tx_case("large", send(SIZE, write=16384), size=SIZE, cipher=cipher, rec_seq=1 << 40),
         tx_case("larger than records", send(SIZE), size=SIZE, cipher=cipher),
-        tx_case("more", send(SIZE, write=999, more=True), alert, send(10), size=SIZE + 10, cipher=cipher),
+        tx_case("more", send(SIZE, write=999, more=True), CLOSE_NOTIFY, send(10), size=SIZE + 10, cipher=cipher),
     ]
     offloaded = exchange(bed, cases, tmp_path / "offloaded.pcap")
     offloaded.offloaded()
@@ -283,18 +280,7 @@ def test_a_packet_is_marked_if_and_only_if_the_device_says_so(bed: Bed, capture_
 # -- gaps, and packets that no lawful stack sends ----------------------------------------------------------------------
 
 SEQ_AT = 24  # of the TCP sequence number in an IPv4 packet without options
-
-
-@contextmanager
-def egress(bed: Bed, rule: str) -> Iterator[None]:
-    """Between TCP and the driver, TCP segments over IPv4 meet this rule of `tc`: more of a u32 match, and an action."""
-    bed.agent.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
-    try:
-        words = f"filter add dev eth0 egress protocol ip u32 match u8 6 0xff at 9 {rule}"
-        bed.agent.run(["tc", *words.split()])
-        yield
-    finally:
-        bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+TCP4 = "u32 match u8 6 0xff at 9"
 
 
 @pytest.mark.conformance(50)
@@ -310,8 +296,8 @@ def test_between_a_gap_and_the_answer_the_device_is_left_alone(bed: Bed, capture
     it is what the device expects, but the stack has been asked.
     """
     first, large, last = 5 * RECORD, 16384, 16000
-    guest: list[Step] = [send(first, write=RECORD), recv(1), WAIT, send(large), recv(1), WAIT, send(last), SHUTDOWN]
-    peer: list[Step] = [recv(first), send(1), recv(large), send(1), recv(last), EOF]
+    guest = [send(first, write=RECORD), recv(1), WAIT, send(large), recv(1), WAIT, send(last)]
+    peer = [recv(first), send(1), recv(large), send(1), recv(last)]
     place: list[int] = []
 
     def meanwhile(running: Running) -> None:
@@ -319,7 +305,7 @@ def test_between_a_gap_and_the_answer_the_device_is_left_alone(bed: Bed, capture
         (context,) = bed.nic.contexts()
         place.append(context["seq"])
         before, device = bed.ethtool(), bed.nic.stats()
-        with egress(bed, f"match u32 {context['seq']} 0xffffffff at {SEQ_AT} action trap"):
+        with egress(bed, f"{TCP4} match u32 {context['seq']} 0xffffffff at {SEQ_AT} action trap"):
             running.go_on()
             wait_until(lambda: bed.ethtool()["tx_tls_resync_req"] > before["tx_tls_resync_req"], "the gap is seen")
         running.guest_waits()
@@ -331,7 +317,7 @@ def test_between_a_gap_and_the_answer_the_device_is_left_alone(bed: Bed, capture
         assert after["tx_tls_resync_req"] == before["tx_tls_resync_req"] + 1
         running.go_on()
 
-    case = Case("gap", guest, peer, dirs=("tx",))
+    case = tx_flow("gap", guest, peer)
     limit = ["ip", "link", "set", "dev", "eth0", "gso_max_segs"]
     bed.agent.run([*limit, "1"])
     try:
@@ -357,14 +343,14 @@ def moved(bed: Bed, capture_path: Path, shift: int, before: int, counter: str) -
     """
     first = [send(before, write=5000), recv(1)] if before else []
     answer = [recv(before), send(1)] if before else []
-    guest = [{"do": "install", "dirs": ["tx"]}, *first, WAIT, send(SIZE, write=5000), SHUTDOWN]
-    case = Case(f"moved {shift}", guest, [*answer, recv(SIZE), EOF], dirs=("tx",))
+    guest = [install("tx"), *first, WAIT, send(SIZE, write=5000)]
+    case = tx_flow(f"moved {shift}", guest, [*answer, recv(SIZE)])
 
     def meanwhile(running: Running) -> None:
         running.guest_waits()
         (context,) = bed.nic.contexts()
         count = bed.ethtool()[counter]
-        with egress(bed, f"action pedit munge offset {SEQ_AT} u32 set {(context['seq'] + shift) % 2**32}"):
+        with egress(bed, f"{TCP4} action pedit munge offset {SEQ_AT} u32 set {(context['seq'] + shift) % 2**32}"):
             running.go_on()
             wait_until(lambda: bed.ethtool()[counter] > count, counter)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from testbed.bed import Bed
 from testbed.peers.flowkeys import DirectionKeys
 from testbed.peers.rawtls import Sealer
 from testbed.peers.stream import sha256_of
+from tests.guest.cases import CLOSE_NOTIFY, egress, install, rx_flow, tx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -34,8 +34,7 @@ from tests.guest.exchange import (
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 SIZE = 100_000
-HANDSHAKE, ALERT = 22, 21
-CLOSE_NOTIFY: Step = {"do": "record", "kind": ALERT, "data": "0100"}
+HANDSHAKE = 22
 PERSONALITIES = ("ideal", "driver-req", "driver-req-async", "core-next-hint")
 DEAF = """
 [[rule]]
@@ -66,7 +65,7 @@ def test_records_encrypted_in_user_space_are_sent_again_as_they_were(bed: Bed, c
     data, behind = sealed_before(plain, before)
     case = replace(
         plain,
-        guest=[WAIT, {"do": "send_clear", "data": data.hex()}, {"do": "install", "dirs": ["tx"]}, send(SIZE), SHUTDOWN],
+        guest=[WAIT, {"do": "send_clear", "data": data.hex()}, install("tx"), send(SIZE), SHUTDOWN],
         peer=[recv(SIZE), EOF],
         guest_job={"keys": {"tx": behind.as_json()}},
     )
@@ -100,7 +99,7 @@ def test_data_that_waits_when_rx_begins(bed: Bed, capture_path: Path, name: str)
     early, late = 40_000, 1_000_000
     for_all = {"options": {"SO_RCVBUF": 200_000}}
     cases = [
-        Case(f"queued {name} {cipher}", [WAIT, {"do": "install", "dirs": ["rx"]}, recv(early), ASK, recv(late), EOF],
+        Case(f"queued {name} {cipher}", [WAIT, install("rx"), recv(early), ASK, recv(late), EOF],
              [send(early, records=[1500]), WAIT, ASKED, send(late, records=[4000]), SHUTDOWN], dirs=("rx",),
              cipher=cipher, guest_job=for_all)
         for cipher in CIPHERS
@@ -132,8 +131,8 @@ def test_data_that_waits_when_rx_begins(bed: Bed, capture_path: Path, name: str)
 def test_data_in_flight_when_rx_begins(bed: Bed, capture_path: Path, name: str) -> None:
     """The peer does not wait for the guest's context; neither end notices."""
     cases = [
-        Case(f"flight {name} {n}", [ASK, {"do": "install", "dirs": ["rx"]}, recv(2 * SIZE), EOF],
-             [ASKED, send(2 * SIZE, records=[size]), SHUTDOWN], dirs=("rx",), cipher=CIPHERS[n % 2])
+        rx_flow(f"flight {name} {n}", [install("rx"), recv(2 * SIZE)], [send(2 * SIZE, records=[size])],
+                cipher=CIPHERS[n % 2])
         for n, size in enumerate((200, 1000, 5000, 16_384))
     ]  # fmt: skip
     with rx_personality(bed, name):
@@ -156,7 +155,7 @@ def test_each_side_may_end_first(bed: Bed, capture_path: Path, cipher: str) -> N
     ]
     seen = exchange(bed, cases, capture_path)
     seen.offloaded()
-    told = [{"kind": ALERT, "data": "0100"}]
+    told = [{name: CLOSE_NOTIFY[name] for name in ("kind", "data")}]
     assert [each["control"] for each in seen.peers] == [each["records"] for each in seen.guest] == [told, told]
 
 
@@ -193,17 +192,10 @@ def test_sockets_that_are_reset_with_data_in_every_queue(bed: Bed, capture_path:
 CLEAR = bytes.fromhex("c1ea") * 300
 
 
-@contextmanager
-def sequence_number(bed: Bed, port: int, number: int) -> Iterator[None]:
+def sequence_number(bed: Bed, port: int, number: int) -> AbstractContextManager[None]:
     """What the guest sends to that port claims to begin at `number`."""
-    match = f"filter add dev eth0 egress protocol ip flower ip_proto tcp dst_port {port}"
     action = f"action pedit munge offset 24 u32 set {number % 2**32:#x}"  # the field's place behind the IPv4 header
-    try:
-        for command in ("qdisc add dev eth0 clsact", f"{match} {action}"):
-            bed.agent.run(["tc", *command.split()])
-        yield
-    finally:
-        bed.agent.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+    return egress(bed, f"flower ip_proto tcp dst_port {port} {action}")
 
 
 @pytest.mark.conformance(114)
@@ -219,10 +211,10 @@ def test_packets_that_no_record_explains_are_dropped_and_counted(bed: Bed, captu
     rounds = len(lies)
     # the core remembers the start until something behind it is acknowledged
     steps: list[Step] = [{"do": "send_clear", "data": CLEAR.hex()}, {"do": "recv_clear", "size": 1}]
-    steps += [{"do": "install", "dirs": ["tx"]}, *[WAIT, send(1000), recv(1)] * rounds]
+    steps += [install("tx"), *[WAIT, send(1000), recv(1)] * rounds]
     peer: list[Step] = [{"do": "recv_clear", "size": len(CLEAR)}, {"do": "send_clear", "data": "01"}]
-    peer += [*[recv(1000), send(1)] * rounds, EOF]
-    case = Case("unexplained", [*steps, SHUTDOWN], peer, dirs=("tx",), tx_start=len(CLEAR))
+    peer += [*[recv(1000), send(1)] * rounds]
+    case = tx_flow("unexplained", steps, peer, tx_start=len(CLEAR))
 
     def lie(running: Running) -> None:
         start = 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
+from tests.guest.cases import CLOSE_NOTIFY, control, install
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -150,7 +151,7 @@ def test_the_system_calls_that_send(bed: Bed, capture_path: Path, cipher: str) -
     """MSG_MORE fills records, sendfile works with and without the socket's promise that files do not change."""
     size = 700_001
     zerocopy: list[Step] = [
-        {"do": "install", "dirs": ["tx"]},
+        install("tx"),
         {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1},
     ]
     file = {"do": "sendfile", "size": size}
@@ -171,17 +172,17 @@ def test_the_system_calls_that_send(bed: Bed, capture_path: Path, cipher: str) -
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_control_records_both_ways(bed: Bed, capture_path: Path, cipher: str) -> None:
     """The record's type is authenticated and arrives as it was sent, among application data."""
-    alert, handshake = {"do": "record", "kind": 21, "data": "0100"}, {"do": "record", "kind": 22, "data": "00" * 300}
+    handshake = control(22, "00" * 300)
     end = [recv(25_500), SHUTDOWN, EOF]
     case = Case(
         "control",
-        [send(5000), alert, send(20_000, write=100, more=True), handshake, send(500), *end],
-        [*end[:1], send(5000), alert, send(20_000, records=[100]), handshake, send(500), *end[1:]],
+        [send(5000), CLOSE_NOTIFY, send(20_000, write=100, more=True), handshake, send(500), *end],
+        [*end[:1], send(5000), CLOSE_NOTIFY, send(20_000, records=[100]), handshake, send(500), *end[1:]],
         cipher=cipher,
     )
     seen = exchange(bed, [case], capture_path)
     seen.offloaded()
-    told = [{name: step[name] for name in ("kind", "data")} for step in (alert, handshake)]
+    told = [{name: step[name] for name in ("kind", "data")} for step in (CLOSE_NOTIFY, handshake)]
     assert seen.peers[0]["control"] == told
     assert seen.guest[0]["records"] == told
     for direction in BOTH:
@@ -225,7 +226,7 @@ def test_directions_alone_and_in_either_order(bed: Bed, capture_path: Path) -> N
     echo = [{"do": "echo", "size": size}]
 
     def both(*dirs: list[str]) -> Case:
-        return Case(f"install {dirs}", [*({"do": "install", "dirs": each} for each in dirs), *talk], echo)
+        return Case(f"install {dirs}", [*(install(*each) for each in dirs), *talk], echo)
 
     cases = [
         both(["tx", "rx"]),
