@@ -27,7 +27,7 @@ check: ## format, lint, types, unit tests (no root, no VM; under a minute)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	$(PY) -m pytest -q tests/unit tests/abi tests/device $(ARGS)
+	$(PY) -m pytest -q -n auto --dist worksteal tests/unit tests/abi tests/device $(ARGS)
 
 test-guest: setup driver-check ## the tests that boot guests
 	@# Emulated guests on a busy machine: what fails is run once more, by itself and said so; it must pass then.
