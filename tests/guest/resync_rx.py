@@ -19,14 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from testbed.bed import WIRE4, Bed
+from tests.guest.cases import rx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
-    ASK,
-    ASKED,
     CIPHERS,
-    EOF,
     RECORD_OVERHEAD,
-    SHUTDOWN,
     WAIT,
     Case,
     Running,
@@ -67,19 +64,17 @@ def lockstep(records: int, size: int = SIZE, **how: Any) -> tuple[list[Step], li
 
 def lockstep_case(seed: str, records: int, first: int = 0, **options: Any) -> Case:
     """One flow of records in lockstep, whose first record has the number `first`."""
-    guest, peer = lockstep(records)
-    return Case(seed, [ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), rec_seq=first, **options)
+    return rx_flow(seed, *lockstep(records), rec_seq=first, **options)
 
 
 def behind_case(seed: str, waiting: int, records: int, first: int) -> Case:
     """A flow of which `waiting` records arrive while the application stands at a step "wait"; the rest in lockstep."""
     guest, peer = lockstep(records - waiting)
     in_one = send(waiting * SIZE, records=[SIZE], writes=[LENGTH], apart=True)
-    return Case(
+    return rx_flow(
         seed,
-        [ASK, recv(SIZE), WAIT, recv((waiting - 1) * SIZE), send(1), *guest, EOF],
-        [ASKED, in_one, recv(1), *peer, SHUTDOWN],
-        dirs=("rx",),
+        [recv(SIZE), WAIT, recv((waiting - 1) * SIZE), send(1), *guest],
+        [in_one, recv(1), *peer],
         rec_seq=first,
         guest_job={"options": {"SO_RCVBUF": 1 << 20}},
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
+from tests.guest.cases import install, rx_flow
 from tests.guest.exchange import ASK, ASKED, EOF, SHUTDOWN, WAIT, Case, Running, exchange, rx_case, rx_personality, send
 from tests.guest.resync_rx import (
     LENGTH,
@@ -87,8 +88,7 @@ def test_the_personality_changes_under_live_contexts(bed: Bed, capture_path: Pat
     cases = []
     for n, personality in enumerate(COURSE):
         guest, peer = lockstep(RECORDS)
-        install = {"do": "install", "dirs": ["rx"]}
-        waits = [*[WAIT] * (n + 1), install, *[WAIT] * (len(COURSE) - n)]
+        waits = [*[WAIT] * (n + 1), install("rx"), *[WAIT] * (len(COURSE) - n)]
         cases.append(Case(personality, [*waits, ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], ("rx",), rec_seq=n << 20))
 
     def change(run: Running) -> None:
@@ -156,8 +156,7 @@ def test_a_socket_without_context_asks_for_nothing(bed: Bed, capture_path: Path,
 def test_a_verdict_that_is_withheld(bed: Bed, capture_path: Path, personality: str) -> None:
     """One of a record's packets is handed over as on the wire: the kernel mends the record, nothing is asked."""
     half = LENGTH // 2 + 1
-    guest, peer = lockstep(RECORDS, writes=[half], apart=True)
-    case = Case("withheld", [ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), rec_seq=1 << 40)
+    case = rx_flow("withheld", *lockstep(RECORDS, writes=[half], apart=True), rec_seq=1 << 40)
     scenario = rule("withhold-verdict", name="first", record=4) + rule("withhold-verdict", record=8, nth=2)
     with resyncing(bed, personality, scenario) as flows:
         seen = exchange(bed, [case], capture_path)

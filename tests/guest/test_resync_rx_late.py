@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
+from tests.guest.cases import rx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
-    ASK,
-    ASKED,
-    EOF,
     RECORD_OVERHEAD,
-    SHUTDOWN,
     WAIT,
     Case,
     Running,
@@ -89,14 +86,8 @@ def test_a_guess_that_is_late(bed: Bed, capture_path: Path, late: int) -> None:
 def test_more_records_than_the_kernel_notes(bed: Bed, capture_path: Path, late: int) -> None:
     """The attempt opens with a packet of twenty records: the kernel notes thirteen of them, and counts all."""
     size, together = 30, 20
-    rounds = [send(size * together, records=[size], writes=[1 << 16]), recv(1)] * 12
-    case = Case(
-        f"twenty {late}",
-        [ASK, *[recv(size * together), send(1)] * 12, EOF],
-        [ASKED, *rounds, SHUTDOWN],
-        dirs=("rx",),
-        rec_seq=1 << 41,
-    )
+    peer = [send(size * together, records=[size], writes=[1 << 16]), recv(1)] * 12
+    case = rx_flow(f"twenty {late}", [recv(size * together), send(1)] * 12, peer, rec_seq=1 << 41)
     lost = 5 * together
     faults = desync(lost) + (rule("delay-request", records=late, nth=2) if late else "")
     with resyncing(bed, ASYNC, faults) as flows:
@@ -188,7 +179,7 @@ def test_a_socket_that_closes_in_the_middle(bed: Bed, capture_path: Path, person
 
     def case(seed: str, records: int, number: int) -> Case:
         guest, peer = lockstep(records)
-        return Case(seed, [ASK, *guest, WAIT, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), rec_seq=number)
+        return rx_flow(seed, [*guest, WAIT], peer, rec_seq=number)
 
     slots: list[tuple[int, int]] = []
 
@@ -220,14 +211,9 @@ def test_a_device_that_never_ends_an_attempt(bed: Bed, capture_path: Path) -> No
     """The kernel would complain about 65535 records in an attempt; as many wait when the application begins to read."""
     records = 70_000
     bed.agent.run(["sh", "-c", "echo 16777216 >/proc/sys/net/core/rmem_max"])
-    peer = [ASKED, send(records, records=[1], writes=[30_000]), SHUTDOWN]
-    case = Case(
-        "endless",
-        [ASK, WAIT, recv(records), EOF],
-        peer,
-        dirs=("rx",),
-        guest_job={"options": {"SO_RCVBUF": 12 << 20}},
-    )
+    peer = [send(records, records=[1], writes=[30_000])]
+    roomy = {"options": {"SO_RCVBUF": 12 << 20}}
+    case = rx_flow("endless", [WAIT, recv(records)], peer, guest_job=roomy)
     before = bed.nic.stats()["rx_bytes"]
 
     def meanwhile(run: Running) -> None:

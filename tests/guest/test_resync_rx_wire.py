@@ -13,9 +13,8 @@ from testbed.bed import GUEST6, Bed
 from testbed.peers.flowkeys import FlowKeys
 from testbed.peers.rawtls import Sealer
 from testbed.peers.stream import stream
+from tests.guest.cases import rx_flow
 from tests.guest.exchange import (
-    ASK,
-    ASKED,
     CIPHERS,
     EOF,
     RECORD_OVERHEAD,
@@ -41,11 +40,10 @@ _LOOKS_LIKE_A_HEADER = re.compile(rb"[\x14-\x18]\x03\x03([\x00-\x40].)", re.DOTA
 def streamed_then_lockstep(seed: str, streamed: int, size: int, how: dict[str, Any], **options: Any) -> Case:
     """A flow of `streamed` records that the peer sends without waiting, and a hundred in lockstep."""
     guest, peer = lockstep(100, size)
-    return Case(
+    return rx_flow(
         seed,
-        [ASK, recv(streamed * size), send(1), *guest, EOF],
-        [ASKED, send(streamed * size, records=[size], **how), recv(1), *peer, SHUTDOWN],
-        dirs=("rx",),
+        [recv(streamed * size), send(1), *guest],
+        [send(streamed * size, records=[size], **how), recv(1), *peer],
         **options,
     )
 
