@@ -22,21 +22,23 @@ MAX_SENT: Final = 4 << 20  # bytes of one flow
 LARGE: Final = 4096  # bytes of a packet of which a copy costs more than a view
 
 
-def _mostly(piece: memoryview) -> bool:
-    """Whether a view is large and nearly all of its buffer."""
+def _kept(piece: memoryview) -> bytes | memoryview:
+    """A piece itself if it is large and nearly all of its buffer, else a copy."""
     whole = piece.obj
-    return len(piece) >= LARGE and isinstance(whole, bytearray) and len(whole) < len(piece) + LARGE // 8
+    if len(piece) >= LARGE and isinstance(whole, bytearray) and len(whole) < len(piece) + LARGE // 8:
+        return piece
+    return bytes(piece)
 
 
 class Sent:
     """The ciphertext of one flow that left last."""
 
-    __slots__ = ("_end", "_pool", "_start", "_store")
+    __slots__ = ("_end", "_pool", "_store")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._store = Store(pool)
-        self._start = self._end = 0  # of what was remembered; positions are sequence numbers that do not wrap
+        self._end = 0  # of what was remembered; positions are sequence numbers that do not wrap
 
     def admit(self, seq: int, data: memoryview) -> bool:
         """Whether ciphertext `data`, from TCP sequence number `seq` on, may leave; it is remembered if so.
@@ -44,21 +46,31 @@ class Sent:
         False: a byte of it left before with another value. What `data` shows may not change any more: where it is large
         and nearly all of its buffer, it is remembered itself.
         """
-        if not self._store.size:
-            self._start = self._end = seq
-            self._pool.holders[self._store] = None
-        at = self._position(seq)
-        fresh = [(at, at + len(data))] if at >= self._end else self._store.missing(at, data)
+        store, pool = self._store, self._pool
+        if not store.size:
+            self._end = seq
+            pool.holders[store] = None
+        ahead = (seq - self._end) & SEQ_MASK
+        if ahead < SEQ_HALF:  # nothing left before that could be compared
+            at = self._end + ahead
+            store.append(at, _kept(data))
+            self._end = at + len(data)
+        elif not self._again(self._position(seq), data):
+            return False
+        while store.size > MAX_SENT:
+            store.forget(1)
+        while pool.free < 0:
+            pool.shed()
+        return True
+
+    def _again(self, at: int, data: memoryview) -> bool:
+        """What `admit` says of what left before, at least its first byte."""
+        fresh = self._store.missing(at, data)
         if fresh is None:
             return False
         for low, high in fresh:
-            piece = data[low - at : high - at]
-            self._store.add(low, piece if _mostly(piece) else bytes(piece))
-        self._start, self._end = min(self._start, at), max(self._end, at + len(data))
-        if self._store.size > MAX_SENT:
-            self._forget(MAX_SENT - MAX_SENT // 4)  # not a piece at a time
-        while self._pool.free < 0:
-            self._pool.shed()
+            self._store.add(low, _kept(data[low - at : high - at]))
+        self._end = max(self._end, at + len(data))
         return True
 
     def differs(self, seq: int, data: memoryview) -> bool:
@@ -73,9 +85,3 @@ class Sent:
     def _position(self, seq: int) -> int:
         """The one nearest to the end that has this sequence number."""
         return self._end + ((seq - self._end + SEQ_HALF) & SEQ_MASK) - SEQ_HALF
-
-    def _forget(self, keep: int) -> None:
-        """All but what lies in the last `keep` bytes."""
-        start = max(self._start, self._end - keep)
-        self._store.remove(self._start, start)
-        self._start = start

@@ -35,7 +35,7 @@ class Pool:
     def shed(self) -> None:
         """The first of the holders forgets half of its pieces, and goes to the end."""
         store, _ = self.holders.popitem(last=False)
-        store.shed()
+        store.forget((store.pieces + 1) // 2)
         if store.size:
             self.holders[store] = None
 
@@ -73,15 +73,17 @@ class Store:
 
     def add(self, at: int, data: bytes | memoryview) -> None:
         """Keep `data` itself, which nobody may change any more, and none of which is here."""
-        starts = self._starts
-        if not starts or at > starts[-1]:
-            starts.append(at)
-            self._blobs.append(data)
-        else:
-            index = bisect_left(starts, at)
-            starts.insert(index, at)
-            self._blobs.insert(index, data)
+        index = bisect_left(self._starts, at)
+        self._starts.insert(index, at)
+        self._blobs.insert(index, data)
         self._count(len(data), 1)
+
+    def append(self, at: int, data: bytes | memoryview) -> None:
+        """The same, where nothing is here that far."""
+        self._starts.append(at)
+        self._blobs.append(data)
+        self.size += len(data)
+        self._pool.free -= len(data) + PIECE_COST
 
     def read(self, at: int, size: int) -> bytes:
         """Up to `size` bytes from `at` on, as far as they are here without a hole."""
@@ -123,11 +125,10 @@ class Store:
         self._blobs[first:index] = blobs
         self._count(sum(map(len, blobs)), len(blobs))
 
-    def shed(self) -> None:
-        """Forget the first half of the pieces, whole ones."""
-        count = (len(self._starts) + 1) // 2
-        self._count(-sum(map(len, self._blobs[:count])), -count)
-        del self._starts[:count], self._blobs[:count]
+    def forget(self, pieces: int) -> None:
+        """Forget the first so many pieces."""
+        self._count(-sum(map(len, self._blobs[:pieces])), -pieces)
+        del self._starts[:pieces], self._blobs[:pieces]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -141,6 +142,11 @@ class Store:
         if index >= 0 and self._starts[index] + len(self._blobs[index]) > at:
             return index
         return index + 1
+
+    @property
+    def pieces(self) -> int:
+        """How many there are."""
+        return len(self._starts)
 
     @property
     def cost(self) -> int:
