@@ -58,7 +58,7 @@ class Sent:
         elif not self._again(self._position(seq), data):
             return False
         while store.size > MAX_SENT:
-            store.forget(1)
+            store.forget(1 + store.pieces // 64)  # a few: many at once leave cold memory, and one moves all the others
         while pool.free < 0:
             pool.shed()
         return True
