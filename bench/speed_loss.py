@@ -17,7 +17,7 @@ from typing import Final
 
 from bench.registry import Group, Measured, Session, interleaved, ratios
 from bench.speed_bed import SpeedBed, speed_bed
-from bench.speed_bulk import absolute, timing
+from bench.speed_bulk import absolute, timing, warm_up
 from bench.speed_run import Arm, Outcome, transfer
 from tests.guest.exchange import BOTH
 
@@ -50,6 +50,7 @@ def measure(session: Session) -> Iterator[Measured]:
         for rate in RATES
         for mode in ("plain", "offload")
     }
+    warm_up(session, bed, arms)
     rounds = session.rounds()
     results = interleaved({name: partial(arm, session, bed, name, what) for name, what in arms.items()}, rounds)
     facts = bed.facts() | {"segments": "wire"}

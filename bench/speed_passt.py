@@ -9,7 +9,7 @@ from typing import Final
 from bench.passt import MTU
 from bench.registry import Group, Measured, Session, interleaved, ratios
 from bench.speed_bed import PASST, passt_bed
-from bench.speed_bulk import absolute, arm
+from bench.speed_bulk import absolute, arm, warm_up
 from bench.speed_run import Arm
 from tests.guest.exchange import BOTH
 
@@ -19,6 +19,7 @@ def measure(session: Session) -> Iterator[Measured]:
     bed = session.guest(passt_bed)
     arms = {f"plain_{direction}": Arm(direction) for direction in BOTH}
     arms |= {f"passt_{direction}": Arm(direction, link=PASST) for direction in BOTH}
+    warm_up(session, bed, arms)
     results = interleaved(
         {name: partial(arm, session, bed, name, what) for name, what in arms.items()}, session.rounds()
     )

@@ -307,6 +307,7 @@ def test_figures_of_all_arms() -> None:
     assert found["tx_offload_over_plain"].samples == [2 / 1, 3 / 2, 4 / 3]
     assert found["tx_offload_over_plain"].control == [1.0, 2.0, 3.0]
     assert found["rx_offload_over_software"].control == [5.0, 6.0, 7.0]
+    assert found["sendfile_offload_over_plain"].control == [9.0, 10.0, 11.0]
     assert found["cpu_per_gb_offload_over_plain"].value == 1.0
     assert found["plain_tx_gbit"].details == {
         "cpu": "max", "x": 1.0, "cpu_seconds_per_gb_qemu": 1.0, "cpu_seconds_per_gb_nic": 0.25,
