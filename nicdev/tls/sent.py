@@ -30,14 +30,13 @@ def _kept(piece: memoryview) -> bytes | memoryview:
     return bytes(piece)
 
 
-class Sent:
+class Sent(Store):
     """The ciphertext of one flow that left last."""
 
-    __slots__ = ("_end", "_pool", "_store")
+    __slots__ = ("_end",)
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._store = Store(pool)
+        super().__init__(pool)
         self._end = 0  # of what was remembered; positions are sequence numbers that do not wrap
 
     def admit(self, seq: int, data: memoryview) -> bool:
@@ -46,41 +45,41 @@ class Sent:
         False: a byte of it left before with another value. What `data` shows may not change any more: where it is large
         and nearly all of its buffer, it is remembered itself.
         """
-        store, pool = self._store, self._pool
-        if not store.size:
+        pool = self._pool
+        if not self.size:
             self._end = seq
-            pool.holders[store] = None
+            pool.holders[self] = None
         ahead = (seq - self._end) & SEQ_MASK
         if ahead < SEQ_HALF:  # nothing left before that could be compared
             at = self._end + ahead
-            store.append(at, _kept(data))
+            self.append(at, _kept(data))
             self._end = at + len(data)
         elif not self._again(self._position(seq), data):
             return False
-        while store.size > MAX_SENT:
-            store.forget(1 + store.pieces // 64)  # a few: many at once leave cold memory, and one moves all the others
+        while self.size > MAX_SENT:
+            self.forget(1 + self.pieces // 64)  # a few: many at once leave cold memory, and one moves all the others
         while pool.free < 0:
             pool.shed()
         return True
 
     def _again(self, at: int, data: memoryview) -> bool:
         """What `admit` says of what left before, at least its first byte."""
-        fresh = self._store.missing(at, data)
+        fresh = self.missing(at, data)
         if fresh is None:
             return False
         for low, high in fresh:
-            self._store.add(low, _kept(data[low - at : high - at]))
+            self.add(low, _kept(data[low - at : high - at]))
         self._end = max(self._end, at + len(data))
         return True
 
     def differs(self, seq: int, data: memoryview) -> bool:
         """Whether a byte of `data`, which will not leave, left before with another value."""
-        return self._store.missing(self._position(seq), data) is None
+        return self.missing(self._position(seq), data) is None
 
     def clear(self) -> None:
         """Forget everything."""
-        self._pool.holders.pop(self._store, None)
-        self._store.clear()
+        self._pool.holders.pop(self, None)
+        super().clear()
 
     def _position(self, seq: int) -> int:
         """The one nearest to the end that has this sequence number."""
