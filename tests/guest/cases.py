@@ -7,12 +7,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from testbed.bed import Bed
-from tests.guest.exchange import ASK, ASKED, EOF, SHUTDOWN, Case, Step
+from tests.guest.exchange import ASK, ASKED, EOF, SHUTDOWN, Case, Step, recv, send
 
 
 def install(*dirs: str) -> Step:
     """Step: give the kernel the keys of these directions ("tx", "rx")."""
     return {"do": "install", "dirs": [*dirs]}
+
+
+def send_clear(data: bytes) -> Step:
+    """Step: send this before there is TLS."""
+    return {"do": "send_clear", "data": data.hex()}
+
+
+def recv_clear(size: int) -> Step:
+    """Step: receive so much before there is TLS."""
+    return {"do": "recv_clear", "size": size}
 
 
 def control(kind: int, data: str) -> Step:
@@ -21,6 +31,16 @@ def control(kind: int, data: str) -> Step:
 
 
 CLOSE_NOTIFY = control(21, "0100")
+ZEROCOPY: Step = {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1}  # files that are sent will not change
+
+# Scenario: the guest hears nothing any more.
+DEAF = """
+[[rule]]
+action = "drop"
+direction = "rx"
+only = "tcp"
+count = "all"
+"""
 
 
 def tx_flow(seed: str, guest: Sequence[Step], peer: Sequence[Step], **options: Any) -> Case:
@@ -32,6 +52,11 @@ def rx_flow(seed: str, guest: Sequence[Step], peer: Sequence[Step], **options: A
     """Only the peer encrypts, and it ends the connection. It begins when the guest asks, who has its context by then
     unless it is a step of `guest` that installs it."""
     return Case(seed, [ASK, *guest, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), **options)
+
+
+def both_ways(seed: str, size: int, **options: Any) -> Case:
+    """The guest sends `size` bytes, then receives as many, and ends the connection."""
+    return Case(seed, [send(size), recv(size), SHUTDOWN, EOF], [recv(size), send(size), EOF, SHUTDOWN], **options)
 
 
 @contextmanager

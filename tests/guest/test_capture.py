@@ -17,8 +17,9 @@ from testbed.wire import tls12
 from testbed.wire.decoder import Keys, decode, fixed_keys
 from testbed.wire.pcapfile import frames
 from testbed.wire.reassembly import reassemble
+from tests.guest.cases import both_ways
 from tests.guest.conftest import assert_settled
-from tests.guest.exchange import CIPHERS, EOF, SHUTDOWN, WIRE_HOSTS, Case, exchange, recv, send
+from tests.guest.exchange import CIPHERS, WIRE_HOSTS, exchange
 
 pytestmark = [
     pytest.mark.guest,
@@ -30,10 +31,9 @@ pytestmark = [
 SIZE = 1 << 20
 TAG = 16
 CASES = [
-    Case(f"capture {family}", [send(SIZE), recv(SIZE), SHUTDOWN, EOF], [recv(SIZE), send(SIZE), EOF, SHUTDOWN],
-         family=family, cipher=cipher)
+    both_ways(f"capture {family}", SIZE, family=family, cipher=cipher)
     for family, cipher in zip("46", CIPHERS, strict=True)
-]  # fmt: skip
+]
 
 
 class Packet(NamedTuple):

@@ -14,7 +14,7 @@ from testbed.bed import GUEST4, WIRE4, Bed
 from testbed.peers.peer import Peer
 from testbed.wire.pcapfile import frames
 from testbed.wire.reassembly import Stream, reassemble
-from tests.guest.cases import CLOSE_NOTIFY, egress, install, tx_flow
+from tests.guest.cases import CLOSE_NOTIFY, egress, install, recv_clear, send_clear, tx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     BOTH,
@@ -79,15 +79,15 @@ def test_contexts_begin_where_the_stream_turns_into_records(bed: Bed, capture_pa
     """The kernel names direction, first record and its place; the wire agrees; the device needs no other word."""
     out, back = bytes.fromhex("c1ea") * 150, bytes.fromhex("ea5e") * 250
     guest: list[Step] = [
-        {"do": "send_clear", "data": out.hex()},
-        {"do": "recv_clear", "size": len(back)},
+        send_clear(out),
+        recv_clear(len(back)),
         install(*BOTH),
         send(SIZE, write=3000),
         recv(SIZE),
     ]
     peer: list[Step] = [
-        {"do": "recv_clear", "size": len(out)},
-        {"do": "send_clear", "data": back.hex()},
+        recv_clear(len(out)),
+        send_clear(back),
         recv(SIZE),
         send(SIZE, records=[3000]),
     ]

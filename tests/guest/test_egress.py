@@ -15,8 +15,9 @@ import pytest
 from testbed.bed import WIRE4, Bed, configure_guest
 from testbed.setup import Assets
 from tests.guest.bpf import XDP, load, op
+from tests.guest.cases import both_ways
 from tests.guest.conftest import assert_settled, wait_until
-from tests.guest.exchange import EOF, SHUTDOWN, Case, Running, Seen, exchange, recv, send
+from tests.guest.exchange import Running, Seen, exchange
 from tests.guest.rounds import Rounds, echo_cases, offloaded_again
 from tests.guest.twonics import shell, two_nics
 
@@ -186,10 +187,9 @@ def test_source_nat(bed: Bed, capture_path: Path) -> None:
 @pytest.mark.conformance(119)
 def test_destination_nat(bed: Bed, capture_path: Path) -> None:
     """The guest speaks to an address and a port that do not exist on the wire."""
-    case = Case(
+    case = both_ways(
         "destination",
-        [send(SIZE), recv(SIZE), SHUTDOWN, EOF],
-        [recv(SIZE), send(SIZE), EOF, SHUTDOWN],
+        SIZE,
         guest_job={"connect": ["198.51.100.99", 443]},
         peer_job={"listen": [WIRE4, 7400]},
     )

@@ -8,6 +8,7 @@ import pytest
 
 from testbed.bed import Bed
 from testbed.peers.stream import sha256_of
+from tests.guest.cases import install, recv_clear, send_clear
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     CIPHERS,
@@ -16,7 +17,6 @@ from tests.guest.exchange import (
     WAIT,
     Case,
     Running,
-    Step,
     disturbed,
     exchange,
     netem,
@@ -85,14 +85,8 @@ CLEAR = bytes.fromhex("c1ea") * 400
 def test_clear_bytes_are_sent_again_as_they_were(bed: Bed, capture_path: Path) -> None:
     """Bytes sent before the offload and lost: TCP repeats them when the context is there already."""
     size = 100_000
-    guest: list[Step] = [
-        WAIT,
-        {"do": "send_clear", "data": CLEAR.hex()},
-        {"do": "install", "dirs": ["tx", "rx"]},
-        send(size, write=5000),
-        recv(size),
-    ]
-    case = Case("again", guest, [{"do": "recv_clear", "size": len(CLEAR)}, recv(size), send(size)], tx_start=len(CLEAR))
+    guest = [WAIT, send_clear(CLEAR), install("tx", "rx"), send(size, write=5000), recv(size)]
+    case = Case("again", guest, [recv_clear(len(CLEAR)), recv(size), send(size)], tx_start=len(CLEAR))
 
     def lose_them(running: Running) -> None:
         running.guest_waits()
@@ -114,15 +108,10 @@ def test_clear_bytes_that_wait_for_the_window(bed: Bed, capture_path: Path) -> N
     """The peer reads nothing until the context is there: most clear bytes leave after it, and before the records."""
     size = 300_000
     clear = CLEAR * 400
-    guest: list[Step] = [
-        {"do": "send_clear", "data": clear.hex()},
-        {"do": "install", "dirs": ["tx"]},
-        send(size, write=5000),
-    ]
     case = Case(
         "window",
-        guest,
-        [WAIT, {"do": "recv_clear", "size": len(clear)}, recv(size), EOF],
+        [send_clear(clear), install("tx"), send(size, write=5000)],
+        [WAIT, recv_clear(len(clear)), recv(size), EOF],
         dirs=("tx",),
         tx_start=len(clear),
         guest_job={"options": {"SO_SNDBUF": 4 * len(clear)}},

@@ -19,7 +19,8 @@ from testbed.setup import Assets
 from testbed.vm.guest import Guest
 from testbed.vm.qemu import UserNic
 from testbed.wire.pcapfile import frames
-from tests.guest.exchange import EOF, SHUTDOWN, Case, Seen, exchange, recv, send
+from tests.guest.cases import both_ways
+from tests.guest.exchange import Seen, exchange
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -49,12 +50,8 @@ def set_features(bed: Bed, state: str, *names: str) -> None:
 
 def clear_traffic(bed: Bed, name: str, path: Path) -> Seen:
     """TCP without TLS: both families at once, both directions, judged by hashes."""
-    guest = [send(SIZE), recv(SIZE), SHUTDOWN, EOF]
-    peer = [recv(SIZE), send(SIZE), EOF, SHUTDOWN]
-    without: dict[str, Any] = {"keys": {}, "ss": False}
-    cases = [
-        Case(f"{name} {f}", guest, peer, dirs=(), family=f, guest_job=without, peer_job={"keys": {}}) for f in "46"
-    ]
+    jobs: dict[str, Any] = {"guest_job": {"keys": {}, "ss": False}, "peer_job": {"keys": {}}}
+    cases = [both_ways(f"{name} {family}", SIZE, dirs=(), family=family, **jobs) for family in "46"]
     seen = exchange(bed, cases, path)
     seen.arrived()
     return seen
@@ -114,9 +111,7 @@ def test_udp(bed: Bed, address: str) -> None:
 
 
 def test_software_ktls(bed: Bed, tmp_path: Path) -> None:
-    guest = [send(SIZE), recv(SIZE), SHUTDOWN, EOF]
-    peer = [recv(SIZE), send(SIZE), EOF, SHUTDOWN]
-    seen = exchange(bed, [Case(f"sw {f}", guest, peer, family=f) for f in "46"], tmp_path / "wire.pcap")
+    seen = exchange(bed, [both_ways(f"sw {f}", SIZE, family=f) for f in "46"], tmp_path / "wire.pcap")
     seen.arrived()
     seen.wire_is_encrypted()
     assert seen.tls_stat["TlsTxSw"] == seen.tls_stat["TlsRxSw"] == 2

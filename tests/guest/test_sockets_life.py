@@ -13,7 +13,7 @@ from testbed.bed import Bed
 from testbed.peers.flowkeys import DirectionKeys
 from testbed.peers.rawtls import Sealer
 from testbed.peers.stream import sha256_of
-from tests.guest.cases import CLOSE_NOTIFY, egress, install, rx_flow, tx_flow
+from tests.guest.cases import CLOSE_NOTIFY, DEAF, egress, install, recv_clear, rx_flow, send_clear, tx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -24,7 +24,6 @@ from tests.guest.exchange import (
     WAIT,
     Case,
     Running,
-    Step,
     exchange,
     recv,
     rx_personality,
@@ -36,13 +35,6 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 SIZE = 100_000
 HANDSHAKE = 22
 PERSONALITIES = ("ideal", "driver-req", "driver-req-async", "core-next-hint")
-DEAF = """
-[[rule]]
-action = "drop"
-direction = "rx"
-only = "tcp"
-count = "all"
-"""
 
 
 def sealed_before(case: Case, records: list[bytes]) -> tuple[bytes, DirectionKeys]:
@@ -65,7 +57,7 @@ def test_records_encrypted_in_user_space_are_sent_again_as_they_were(bed: Bed, c
     data, behind = sealed_before(plain, before)
     case = replace(
         plain,
-        guest=[WAIT, {"do": "send_clear", "data": data.hex()}, install("tx"), send(SIZE), SHUTDOWN],
+        guest=[WAIT, send_clear(data), install("tx"), send(SIZE), SHUTDOWN],
         peer=[recv(SIZE), EOF],
         guest_job={"keys": {"tx": behind.as_json()}},
     )
@@ -210,9 +202,9 @@ def test_packets_that_no_record_explains_are_dropped_and_counted(bed: Bed, captu
     lies = (("bypass_req", first), ("no_sync_data", first), ("no_sync_data", 1 << 20))
     rounds = len(lies)
     # the core remembers the start until something behind it is acknowledged
-    steps: list[Step] = [{"do": "send_clear", "data": CLEAR.hex()}, {"do": "recv_clear", "size": 1}]
+    steps = [send_clear(CLEAR), recv_clear(1)]
     steps += [install("tx"), *[WAIT, send(1000), recv(1)] * rounds]
-    peer: list[Step] = [{"do": "recv_clear", "size": len(CLEAR)}, {"do": "send_clear", "data": "01"}]
+    peer = [recv_clear(len(CLEAR)), send_clear(b"\x01")]
     peer += [*[recv(1000), send(1)] * rounds]
     case = tx_flow("unexplained", steps, peer, tx_start=len(CLEAR))
 

@@ -19,12 +19,9 @@ import pytest
 from nicdev.tls.history import MAX_EVENTS
 from testbed.bed import Bed, running
 from testbed.setup import prepare
+from tests.guest.cases import rx_flow, tx_flow
 from tests.guest.conftest import assert_settled
 from tests.guest.exchange import (
-    ASK,
-    ASKED,
-    EOF,
-    SHUTDOWN,
     WAIT,
     Case,
     Running,
@@ -117,7 +114,7 @@ def one_story(history: History, flow: TracedFlow, personality: str) -> None:
 def test_rx_place_forgotten(bed: Bed, capture_path: Path, personality: str) -> None:
     """The device forgets its place before record LOST; questions, answers and the way back agree record by record."""
     guest, peer = lockstep(RECORDS)
-    case = Case("watched", [ASK, *guest, WAIT, EOF], [ASKED, *peer, SHUTDOWN], dirs=("rx",), rec_seq=FIRST)
+    case = rx_flow("watched", [*guest, WAIT], peer, rec_seq=FIRST)
     history = History(bed)
     with rx_personality(bed, personality), bed.nic.faults(desync(LOST)), tracing(bed) as flows:
         seen = exchange(bed, [case], capture_path, history.look)
@@ -145,13 +142,8 @@ def test_rx_header_segment_lost(bed: Bed, capture_path: Path, personality: str) 
     lockstep follow, more than it ever lets pass.
     """
     guest, peer = lockstep(MOST_BETWEEN_HINTS)
-    case = Case(
-        "stream",
-        [ASK, recv(STREAM * SIZE), *guest, WAIT, EOF],
-        [ASKED, send(STREAM * SIZE, records=[SIZE]), *peer, SHUTDOWN],
-        dirs=("rx",),
-        rec_seq=FIRST,
-    )
+    behind = [send(STREAM * SIZE, records=[SIZE]), *peer]
+    case = rx_flow("stream", [recv(STREAM * SIZE), *guest, WAIT], behind, rec_seq=FIRST)
     scenario = '[rx]\nsegments = "wire"\n' + rule("drop", direction="rx", record=MISSING, part="header")
     history = History(bed)
     with rx_personality(bed, personality), bed.nic.faults(scenario), tracing(bed) as flows:
@@ -176,8 +168,8 @@ def tx_case(name: str) -> Case:
     A place is agreed upon with the next record that is written, so there must be one.
     """
     half = STREAM // 2 * SIZE
-    guest = [WAIT, *[send(half, write=SIZE), recv(1)] * 2, WAIT, SHUTDOWN]
-    return Case(name, guest, [*[recv(half), send(1)] * 2, EOF], dirs=("tx",), rec_seq=FIRST)
+    guest = [WAIT, *[send(half, write=SIZE), recv(1)] * 2, WAIT]
+    return tx_flow(name, guest, [recv(half), send(1)] * 2, rec_seq=FIRST)
 
 
 @dataclass
