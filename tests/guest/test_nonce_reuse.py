@@ -15,17 +15,13 @@ import pytest
 from testbed.assets.image import KERNELS
 from testbed.bed import Bed, running
 from testbed.setup import prepare
+from tests.guest.cases import DEAF, ZEROCOPY, install
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import CIPHERS, WAIT, Running, Step, exchange, tx_case
-from tests.guest.test_resync_tx import DEAF
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 SIZE = 9000  # less than what TCP sends at first
-ZEROCOPY: list[Step] = [
-    {"do": "install", "dirs": ["tx"]},
-    {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1},
-]
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -52,7 +48,7 @@ def test_a_file_that_changes_does_not_leave_under_the_same_nonce(bed: Bed, captu
     changed: Step = {"do": "overwrite", "at": at, "data": "5a" * 64}
     seed = f"changes {cipher}"
     case = tx_case(
-        seed, *ZEROCOPY, WAIT, {"do": "sendfile", "size": SIZE}, WAIT, changed, WAIT,
+        seed, install("tx"), ZEROCOPY, WAIT, {"do": "sendfile", "size": SIZE}, WAIT, changed, WAIT,
         {"do": "restore", "at": at, "size": 64}, size=SIZE, cipher=cipher,
         guest_job={"options": {"TCP_CORK": 1}},  # or TCP would send, and repeat, the record's header by itself
     )  # fmt: skip

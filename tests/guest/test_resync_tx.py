@@ -14,6 +14,7 @@ import pytest
 from testbed.assets.image import KERNELS
 from testbed.bed import Bed, running
 from testbed.setup import prepare
+from tests.guest.cases import DEAF, install, recv_clear, send_clear
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import (
     CIPHERS,
@@ -23,7 +24,6 @@ from tests.guest.exchange import (
     Case,
     Running,
     Seen,
-    Step,
     disturbed,
     exchange,
     netem,
@@ -44,13 +44,6 @@ segments = "wire"
 drop = 0.05
 [rx]
 drop = 0.02
-"""
-DEAF = """
-[[rule]]
-action = "drop"
-direction = "rx"
-only = "tcp"
-count = "all"
 """
 FORGETS = """
 [[rule]]
@@ -162,13 +155,8 @@ def test_disorder_above_the_driver(bed: Bed, capture_path: Path, disorder: tuple
 @pytest.mark.conformance(113)
 def test_bytes_from_before_the_offload_go_out_as_they_are(bed: Bed, capture_path: Path) -> None:
     """Bytes sent before the offload and lost: TCP repeats them when the context is there already."""
-    guest: list[Step] = [
-        WAIT,
-        {"do": "send_clear", "data": CLEAR.hex()},
-        {"do": "install", "dirs": ["tx"]},
-        send(SIZE, write=5000),
-    ]
-    peer: list[Step] = [{"do": "recv_clear", "size": len(CLEAR)}, recv(SIZE), EOF]
+    guest = [WAIT, send_clear(CLEAR), install("tx"), send(SIZE, write=5000)]
+    peer = [recv_clear(len(CLEAR)), recv(SIZE), EOF]
     case = Case("before", guest, peer, dirs=("tx",), tx_start=len(CLEAR))
 
     def lose_them(run: Running) -> None:
