@@ -30,7 +30,7 @@ _CTX_TX_ADDED: Final = Counter.CTX_TX_ADDED
 _CTX_RX_ADDED: Final = Counter.CTX_RX_ADDED
 _CTX_DELETED: Final = Counter.CTX_DELETED
 _COMMAND_LEN: Final = abi.COMMAND.size
-_REPLY_LEN: Final = abi.REPLY.size
+_DONE: Final = abi.REPLY.pack(abi.Status.OK, abi.REPLY.size)
 _NO_BODY: Final = bytes(abi.CTX_ADD.size)
 
 _Kind = tuple[abi.Direction, abi.TlsVersion, abi.Cipher]
@@ -95,7 +95,7 @@ class Control:
             self._stats.values[_CMD_FAILED] += 1
             return abi.REPLY.pack(error.status, abi.REPLY.size)
         self._stats.values[_CMD_OK] += 1
-        return abi.REPLY.pack(_OK, _REPLY_LEN + len(data)) + data
+        return abi.REPLY.pack(_OK, abi.REPLY.size + len(data)) + data if data else _DONE
 
     def _execute(self, command: memoryview) -> bytes:
         if len(command) < _COMMAND_LEN:
