@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
-from tests.guest.cases import CLOSE_NOTIFY, control, install
+from tests.guest.cases import CLOSE_NOTIFY, ZEROCOPY, control, install
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -21,7 +21,6 @@ from tests.guest.exchange import (
     WAIT,
     Case,
     Running,
-    Step,
     exchange,
     recv,
     rx_case,
@@ -150,10 +149,7 @@ def test_small_segments_through_tso(bed: Bed, capture_path: Path) -> None:
 def test_the_system_calls_that_send(bed: Bed, capture_path: Path, cipher: str) -> None:
     """MSG_MORE fills records, sendfile works with and without the socket's promise that files do not change."""
     size = 700_001
-    zerocopy: list[Step] = [
-        install("tx"),
-        {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1},
-    ]
+    zerocopy = [install("tx"), ZEROCOPY]
     file = {"do": "sendfile", "size": size}
     cases = [
         tx_case("more", send(size, write=1000, more=True), size=size, cipher=cipher),
