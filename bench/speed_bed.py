@@ -179,7 +179,8 @@ class SpeedBed:
 
     def pin(self) -> None:
         """The guest's processors share one of ours, everything else has another: both faster and steadier than free."""
-        first, second = sorted(os.sched_getaffinity(0))[:2]
+        ours = sorted(os.sched_getaffinity(0))
+        first, second = ours[0], ours[-1]
         for pid in self.pids.values():
             for task in Path(f"/proc/{pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {second})
