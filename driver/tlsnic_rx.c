@@ -321,6 +321,9 @@ int tlsnic_rx_poll(struct napi_struct *napi, int budget)
 	while (done < budget && (buf = virtqueue_get_buf(q->vq, &len))) {
 		tlsnic_rx_one(q, buf, len);
 		done++;
+		/* a ring holds few large frames: let the device go on meanwhile */
+		if (q->vq->num_free > virtqueue_get_vring_size(q->vq) / 4)
+			tlsnic_rx_fill(q, GFP_ATOMIC);
 	}
 	/* nothing would wake us for an empty ring: come again instead */
 	if (!tlsnic_rx_fill(q, GFP_ATOMIC) || done == budget)
