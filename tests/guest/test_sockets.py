@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
+from tests.guest.cases import ZEROCOPY, install, rx_flow
 from tests.guest.exchange import (
     ASK,
     ASKED,
@@ -28,10 +29,8 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 MAX_RECORD = 1 << 14
 SIZE = 200 << 10
 SMALL_BUFFERS = {"options": {"SO_SNDBUF": 1, "SO_RCVBUF": 1}}  # the kernel makes them as large as it needs them
-ZEROCOPY: Step = {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1}
 NO_PAD: Step = {"do": "refused_option", "name": "TLS_RX_EXPECT_NO_PAD", "value": 1, "errno": "EINVAL"}
 MSG_OOB, MSG_ZEROCOPY = 0x1, 0x4000000  # linux/socket.h
-INSTALL: Step = {"do": "install", "dirs": [*BOTH]}
 
 
 @pytest.mark.conformance(3)
@@ -43,7 +42,7 @@ def test_every_call_that_sends(bed: Bed, capture_path: Path, cipher: str) -> Non
         tx_case("bytes", send(few, write=1), size=few, cipher=cipher),
         tx_case("vector", send(SIZE, write=37, how="vector"), size=SIZE, cipher=cipher),
         tx_case("splice", send(SIZE, write=9999, how="splice"), size=SIZE, cipher=cipher),
-        tx_case("splice by copy-free promise", {"do": "install", "dirs": ["tx"]}, ZEROCOPY, send(SIZE, how="splice"),
+        tx_case("splice by copy-free promise", install("tx"), ZEROCOPY, send(SIZE, how="splice"),
                 size=SIZE, cipher=cipher),
         tx_case("epoll", send(SIZE, write=3000, how="epoll"), size=SIZE, cipher=cipher, guest_job=SMALL_BUFFERS),
         tx_case("small", send(SIZE), size=SIZE, cipher=cipher, guest_job=SMALL_BUFFERS, peer_job=SMALL_BUFFERS),
@@ -60,8 +59,7 @@ def test_every_call_that_receives(bed: Bed, capture_path: Path, cipher: str) -> 
     """MSG_PEEK, MSG_WAITALL, splice, edges of epoll, buffers far smaller than a record."""
 
     def case(name: str, size: int = SIZE, records: tuple[int, ...] = (MAX_RECORD, 500), **how: object) -> Case:
-        guest = [ASK, recv(size, **how), EOF]
-        return Case(f"recv {name}", guest, [ASKED, send(size, records=records), SHUTDOWN], dirs=("rx",), cipher=cipher)
+        return rx_flow(f"recv {name}", [recv(size, **how)], [send(size, records=records)], cipher=cipher)
 
     cases = [
         case("short", read=77, size=40_000),
@@ -102,8 +100,7 @@ def test_both_directions_of_one_socket_at_once(bed: Bed, capture_path: Path) -> 
 def test_what_the_kernel_refuses_leaves_the_socket_as_it_was(bed: Bed, capture_path: Path) -> None:
     """MSG_ZEROCOPY, urgent data, and what only TLS 1.3 can: nothing of it is sent, all else goes on."""
     refusals: list[Step] = [{"do": "refused", "flags": flags, "errno": "ENOTSUP"} for flags in (MSG_ZEROCOPY, MSG_OOB)]
-    install: Step = {"do": "install", "dirs": ["tx"]}
-    steps = [install, NO_PAD, send(5000), *refusals, send(5000, write=700, more=True), *refusals, send(1)]
+    steps = [install("tx"), NO_PAD, send(5000), *refusals, send(5000, write=700, more=True), *refusals, send(1)]
     seen = exchange(bed, [tx_case("refused", *steps, size=10_001)], capture_path)
     seen.offloaded()
     assert seen.streams("tx")[0].records == 3
@@ -131,7 +128,7 @@ def test_alerts_and_handshake_records(bed: Bed, capture_path: Path, cipher: str)
 def test_dozens_of_records_of_64_bytes_in_a_packet(bed: Bed, capture_path: Path) -> None:
     """Both ways, written one by one or, where the kernel can (7.2), cut by it."""
     size = 64 * 1500
-    limited: list[Step] = [INSTALL, {"do": "option", "name": "TLS_TX_MAX_PAYLOAD_LEN", "value": 64}, ASK]
+    limited: list[Step] = [install(*BOTH), {"do": "option", "name": "TLS_TX_MAX_PAYLOAD_LEN", "value": 64}, ASK]
     kernel_cuts = tuple(map(int, bed.agent.run(["uname", "-r"]).text.split("-")[0].split(".")[:2])) >= (7, 2)
     write = size if kernel_cuts else 64
     guest = [*(limited if kernel_cuts else limited[::2]), send(size, write=write), recv(size), SHUTDOWN, EOF]
