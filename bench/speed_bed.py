@@ -45,7 +45,7 @@ SEND_TAP: Final = (
 # with moves of eight bytes, and hardly anything else is measured; software TLS is the faster without it, too.
 EMULATED_CPU: Final = "max,-erms,-fsrm"
 # what one arm's loss did to TCP is not the next one's business
-FORGET: Final = ["sysctl", "-qw", "net.ipv4.tcp_no_metrics_save=1"]
+FORGET: Final = ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_no_metrics_save"]
 GCM: Final = re.compile(r"^name +: gcm\(aes\)\ndriver +: (\S+)\n(?:.+\n)*?priority +: (\d+)", re.MULTILINE)
 
 

@@ -153,8 +153,8 @@ def test_connection_tracking_by_tc(bed: Bed, capture_path: Path) -> None:
 
 
 SOURCE_NAT = (
-    "iptables -t nat -A POSTROUTING -p tcp -j SNAT --to-source 198.51.100.2:50000-50999;"
-    "ip6tables -t nat -A POSTROUTING -p tcp -j SNAT --to-source [2001:db8:1::2]:50000-50999"
+    "iptables -t nat -A POSTROUTING -p tcp -j SNAT --to-source 198.51.100.2:20000-20999;"
+    "ip6tables -t nat -A POSTROUTING -p tcp -j SNAT --to-source [2001:db8:1::2]:20000-20999"
 )
 NO_NAT = "iptables -t nat -F; ip6tables -t nat -F"
 
@@ -178,7 +178,7 @@ def test_source_nat(bed: Bed, capture_path: Path) -> None:
         seen = exchange(bed, echo_cases("source", 1), capture_path)
     check_translated(seen)
     for wire, guest in zip(seen.wires, seen.guest, strict=True):
-        assert 50000 <= wire["tx"].source.port < 51000
+        assert 20000 <= wire["tx"].source.port < 21000
         assert guest["local"][1] != wire["tx"].source.port
 
 

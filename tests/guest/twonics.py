@@ -34,8 +34,8 @@ ip link set {BRIDGE} up
 PIN = f"""
 bridge link set dev wire0 learning off
 bridge link set dev wire1 learning off
-bridge fdb add {MACS[0]} dev wire0 master static
-bridge fdb add {MACS[1]} dev wire1 master static
+bridge fdb replace {MACS[0]} dev wire0 master static
+bridge fdb replace {MACS[1]} dev wire1 master static
 """
 
 
