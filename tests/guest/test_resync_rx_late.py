@@ -234,3 +234,4 @@ def test_a_device_that_never_ends_an_attempt(bed: Bed, capture_path: Path) -> No
     assert seen.tls_stat["TlsRxDeviceResync"] == 0
     counts = [seen.driver[f"rx_tls_resync_req_{what}"] for what in ("start", "end", "skip")]
     assert counts == [1, 0, 1], seen.account("attempts")
+    assert bed.guest.kernel_complaints() == []
