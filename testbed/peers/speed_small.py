@@ -60,7 +60,7 @@ class Small(Ends):
                 self.datagrams.recv(1)
         self.datagrams.settimeout(TIMEOUT)
         self.datagrams.recv(1)
-        time.sleep(job["warm"])
+        time.sleep(job["warm"])  # no wait for anything: these are the lengths of what is measured
         before, began = packets_received(job["interface"]), time.monotonic()
         time.sleep(job["seconds"])
         count = packets_received(job["interface"]) - before
