@@ -23,7 +23,6 @@ from nicdev.virtio.ring import SplitRing
 BURST: Final = 64  # packets per call, so that no queue starves another
 _TX_WIRE_PACKETS, _TX_DROP_PORT = int(Counter.TX_WIRE_PACKETS), int(Counter.TX_DROP_PORT)
 NUM_BUFFERS_AT: Final = 10  # offset of num_buffers in virtio_net_hdr_v1
-_Buffer = tuple[int, list[memoryview]]  # head of a chain, and where to write
 
 
 class Port(Protocol):
@@ -77,60 +76,32 @@ class QueuePair:
             return True
         need = len(packet.header) + len(packet.frame)
         most = ring.num if self.nic.features & features.VIRTIO_NET_F_MRG_RXBUF else 1
-        taken, room = self._take(ring, need, most)
+        used, views, room = ring.take(need, most)
         while room < need:
-            ring.unpop(len(taken))
-            if len(taken) == most:
+            if len(used) == most:
                 stats[Counter.RX_DROP_TOO_BIG] += 1
                 return True
             if not ring.want_kicks():
                 return False
-            taken, room = self._take(ring, need, most)
-        self._fill(ring, packet, taken)
+            used, views, room = ring.take(need, most)
+        header = bytearray(packet.header)
+        header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(used).to_bytes(2, "little")
+        self._write(views, header, packet.frame)
+        ring.push_taken(used)
         stats[Counter.RX_PACKETS] += 1
         stats[Counter.RX_BYTES] += len(packet.frame)
         return True
 
     @staticmethod
-    def _take(ring: SplitRing, need: int, most: int) -> tuple[list[_Buffer], int]:
-        """Buffers for `need` bytes, but at most so many, and the room in them; less than that if there are no more.
-
-        Merging buffers (virtio 1.2, 5.1.6.4) is for the driver to allow.
-        """
-        taken: list[_Buffer] = []
-        room = 0
-        pop = ring.pop
-        while room < need and len(taken) < most:
-            element = pop()
-            if element is None:
-                break
-            head, _, writable = element
-            taken.append((head, writable))
-            for view in writable:
-                room += len(view)
-        return taken, room
-
-    @staticmethod
-    def _fill(ring: SplitRing, packet: Packet, taken: list[_Buffer]) -> None:
-        """Copy header (with num_buffers) and frame over the buffers and push them."""
-        header, frame = bytearray(packet.header), packet.frame
-        header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(taken).to_bytes(2, "little")
-        at, end = -len(header), len(frame)  # in the frame; the header comes before
-        for head, writable in taken:
-            written = 0
-            for view in writable:
-                size, here = len(view), 0
-                if at < 0:
-                    here = min(size, -at)
-                    view[:here] = header[at : at + here or None]
-                    at += here
-                if here < size and at < end:
-                    n = min(size - here, end - at)
-                    view[here : here + n] = frame[at : at + n]
-                    at += n
-                    here += n
-                written += here
-            ring.push(head, written)
+    def _write(views: list[memoryview], header: bytearray, frame: memoryview) -> None:
+        """Copy a packet over the views, which have room for it."""
+        first, size = views[0], len(header)
+        if len(first) < size:  # no driver makes buffers that small
+            scatter(views, header + frame)
+            return
+        first[:size] = header
+        views[0] = first[size:]
+        scatter(views, frame)
 
     def flush_messages(self) -> bool:
         """Deliver waiting messages to the driver (queue pair 0 only). Returns whether anything was placed."""
@@ -151,7 +122,7 @@ def gather(readable: list[memoryview]) -> bytearray:
     return bytearray().join(readable)
 
 
-def scatter(writable: list[memoryview], data: bytes) -> int:
+def scatter(writable: list[memoryview], data: bytes | bytearray | memoryview) -> int:
     """Write as much of `data` as fits; return the bytes written."""
     at = 0
     for view in writable:

@@ -47,7 +47,7 @@ class Device(Protocol):
     def queue_stopped(self, index: int) -> None:
         """Do not touch the ring or its fds any more.
 
-        Chains that were popped have been pushed or are unpopped before returning.
+        Chains that were popped have been pushed before returning.
         """
 
     def features_set(self, features: int) -> None:

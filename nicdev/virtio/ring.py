@@ -6,6 +6,9 @@ everything pushed to the driver at once and says whether it wants to be signalle
 drain, `publish`, `want_kicks`; the last says whether something came in meanwhile, and then the caller must drain
 again rather than wait.
 
+A packet may need many receive buffers: `take` pops as many chains as have room for it, or none, and `push_taken`
+returns them.
+
 Trust. All that is read from shared memory may change while we look. A descriptor is copied once and the copy is
 judged; an indirect table is copied whole; the index words are read once per batch. A chain visits at most `num`
 descriptors, so every call is bounded. What breaks the rules raises RingError (GuestMemoryError for addresses),
@@ -21,8 +24,9 @@ Memory ordering. All of it is here; no other module touches index words.
    Without it a kick or a signal is lost.
 
 Speed. The cases that make up nearly all traffic, one descriptor in the region of the previous one, are handled in
-`pop` itself; views are made once and kept in slots; no object is made per descriptor but the view that is handed
-out.
+`pop` and `take` themselves; views are made once and kept in slots; no object is made per descriptor but the view that
+is handed out. Drivers cut consecutive receive buffers from one piece of memory, so `take` makes one view of those that
+follow one another.
 """
 
 from __future__ import annotations
@@ -61,6 +65,7 @@ class RingLayout(NamedTuple):
 
 
 Chain = tuple[int, list[memoryview], list[memoryview]]
+Taken = tuple[list[int], list[memoryview], int]
 
 
 class SplitRing:
@@ -151,7 +156,7 @@ class SplitRing:
         """
         at = self._next
         try:
-            if at == self._seen and not self._look():
+            if at == self._seen and not self._look(at):
                 return None
             head = self._avail[_ENTRIES + (at & self._mask)]
             if head > self._mask:
@@ -170,23 +175,65 @@ class SplitRing:
         self._next = (at + 1) & 0xFFFF
         return head, readable, writable
 
-    def unpop(self, count: int = 1) -> None:
-        """Give back the last `count` chains popped and not pushed; `pop` takes them again later."""
-        self._next = (self._next - count) & 0xFFFF
+    def take(self, need: int, most: int) -> Taken:
+        """Take chains, at most `most`, until they have room for `need` (> 0) bytes.
 
-    def _look(self) -> bool:
-        """Read avail.idx; whether there are new entries.
+        Returns (used entries, device-writable views in order, room in them). The entries are for `push_taken` and say
+        that the first `need` bytes were written. Less room than `need` means that there are no more chains, or that
+        `most` were too few; then nothing was taken. Raises RingError, after which the position is unchanged and
+        `broken` is set.
+        """
+        used: list[int] = []
+        views: list[memoryview] = []
+        at, mask, avail, desc = self._next, self._mask, self._avail, self._desc
+        start, stop, hot = self._hot_start, self._hot_end, self._hot_view
+        room = begin = end = 0  # from `begin` to `end`: buffers that follow one another and have no view yet
+        try:
+            while room < need and len(used) < most:
+                if at == self._seen and not self._look(at):
+                    break
+                head = avail[_ENTRIES + (at & mask)]
+                if head > mask:
+                    raise RingError(f"available head {head} in a queue of {self._num}")
+                addr, length, flags, following = _unpack(desc, head << 4)
+                usual = flags & 7 == VIRTQ_DESC_F_WRITE and start <= addr and addr + length <= stop and length
+                if addr != end or not usual:
+                    if begin != end:
+                        views.append(hot[begin - start : end - start])
+                    begin = end = addr
+                if usual:
+                    end += length
+                else:
+                    _, writable = self._walk(addr, length, flags, following)
+                    views += writable
+                    length = sum(map(len, writable))
+                    start, stop, hot = self._hot_start, self._hot_end, self._hot_view
+                used.append(head | length << 32)
+                room += length
+                at = (at + 1) & 0xFFFF
+        except RingError:
+            self.broken = True
+            raise
+        if begin != end:
+            views.append(hot[begin - start : end - start])
+        if room >= need:
+            used[-1] -= room - need << 32
+            self._next = at
+        return used, views, room
+
+    def _look(self, at: int) -> bool:
+        """Read avail.idx; whether there are new entries from `at` on, which is as far as was known.
 
         Raises RingError if it is where no correct driver could put it.
         """
         idx = self._avail[_IDX]
-        if idx == self._next:
+        if idx == at:
             return False
         # A driver has at most `num` heads outstanding, counted from what it has seen used. This also covers going
         # backwards.
         outstanding = (idx - self._published) & 0xFFFF
-        if outstanding > self._num or (idx - self._next) & 0xFFFF > outstanding:
-            raise RingError(f"avail idx {idx} with {self._published} used, {self._next} taken, queue of {self._num}")
+        if outstanding > self._num or (idx - at) & 0xFFFF > outstanding:
+            raise RingError(f"avail idx {idx} with {self._published} used, {at} taken, queue of {self._num}")
         self._seen = idx
         if WEAKLY_ORDERED:
             full_barrier()
@@ -254,6 +301,14 @@ class SplitRing:
         self._used_entries[at & self._mask] = head | written << 32  # le32 id, le32 len (section 2.7.8)
         self._used_next = (at + 1) & 0xFFFF
 
+    def push_taken(self, used: list[int]) -> None:
+        """Return the chains of a `take`; the driver sees them after `publish`."""
+        at, mask, entries = self._used_next, self._mask, self._used_entries
+        for entry in used:
+            entries[at & mask] = entry
+            at += 1
+        self._used_next = at & 0xFFFF
+
     def publish(self) -> bool:
         """Show all pushed chains to the driver. Returns whether it must be signalled (sections 2.7.7.2 and 2.7.10)."""
         old, new = self._published, self._used_next
@@ -279,9 +334,9 @@ class SplitRing:
             self._used[_FLAGS] = VIRTQ_USED_F_NO_NOTIFY
 
     def want_kicks(self) -> bool:
-        """Ask for a kick when a chain becomes available that `pop` has not come across, given back or not.
+        """Ask for a kick when a chain becomes available that we have not come across, taken or not.
 
-        True: one already has, no kick may come, `pop` again.
+        True: one already has, no kick may come, look again.
         """
         if self._event_idx:
             self._used[self._avail_event_at] = self._seen

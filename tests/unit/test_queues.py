@@ -133,3 +133,30 @@ def test_a_packet_that_no_ring_of_this_size_can_take_is_dropped() -> None:
     assert pair.deliver(frame_for(2))
     pair.rx.publish()
     assert len(queue.collect()) == 2
+
+
+@pytest.mark.parametrize("apart", [0, 7])
+@pytest.mark.parametrize("sizes", [[5] * 30, [12, 100], [32, 1, 100], [1, 31, 100], [33, 100], [44 + 60], [44 + 61]])
+def test_a_packet_is_laid_over_buffers_of_any_size(sizes: list[int], apart: int) -> None:
+    """Its header, which has an extension, tells their number; the rest of the last buffer stays as it was."""
+    nic = make_nic()
+    nic.features = VIRTIO_NET_F_MRG_RXBUF
+    pair = QueuePair(0, nic)
+    queue, pair.rx = make(32, event_idx=True)
+    queue.ram[DATA : DATA + 1000] = b"\xee" * 1000
+    at, places = DATA, []
+    for size in sizes:
+        places.append((at, size))
+        queue.add([], [places[-1]])
+        at += size + apart
+    queue.publish()
+    header, frame = bytes(range(44)), bytes(range(100, 160))
+    assert pair.deliver(Packet(header, memoryview(frame)))
+    pair.rx.publish()
+    used = queue.collect()
+    there = b"".join(bytes(queue.ram[a : a + n]) for a, n in places[: len(used)])
+    expected = header[:10] + len(used).to_bytes(2, "little") + header[12:] + frame
+    assert there == expected.ljust(len(there), b"\xee")
+    assert len(there) - sizes[len(used) - 1] < len(expected)
+    assert sum(written for _, written in used) == len(expected)
+    assert [written for _, written in used][:-1] == sizes[: len(used) - 1]

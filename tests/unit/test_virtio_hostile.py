@@ -118,8 +118,12 @@ def count_lines(function: Callable[[], object]) -> int:
     return lines
 
 
+WAYS: dict[str, Callable[[SplitRing], object]] = {"pop": SplitRing.pop, "take": lambda ring: ring.take(1 << 33, NUM)}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CHAINS)
-def test_malformed_chain(name: str) -> None:
+def test_malformed_chain(name: str, way: str) -> None:
     descriptors, table, head = CHAINS[name]
     queue, ring = make()
     for i, descriptor in enumerate(descriptors):
@@ -129,17 +133,56 @@ def test_malformed_chain(name: str) -> None:
     queue.publish()
     before = bytes(queue.ram)
 
-    def pop() -> None:
+    def get() -> None:
         with pytest.raises(RingError):
-            ring.pop()
+            WAYS[way](ring)
 
     # pytest.raises costs some lines of its own; a step of the walk costs less than 30.
-    assert count_lines(pop) < 400 + 30 * NUM
+    assert count_lines(get) < 400 + 30 * NUM
     assert ring.broken
     assert ring.base == 0, "the position stays"
     assert bytes(queue.ram) == before, "nothing was written anywhere"
     with pytest.raises(RingError):
-        ring.pop()
+        WAYS[way](ring)
+
+
+@pytest.mark.parametrize(
+    "name", ["head 65535", "self-loop", "address in a hole", "zero length, writable", "nested indirect"]
+)
+def test_malformed_chain_behind_good_ones(name: str) -> None:
+    """Those before it are not taken either."""
+    descriptors, table, head = CHAINS[name]
+    queue, ring = make()
+    for i, descriptor in enumerate(descriptors):
+        queue.poke(i, *descriptor)
+    inner(queue, table)
+    queue.poke(NUM - 1, DATA, 16, WRITE, 0)
+    for offered in (NUM - 1, NUM - 1, head):
+        queue.offer(offered)
+    queue.publish()
+    with pytest.raises(RingError):
+        ring.take(33, NUM)
+    assert ring.broken
+    assert ring.base == 0
+
+
+def test_avail_idx_goes_back_while_chains_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To entries that this very call has seen."""
+    queue, ring = make()
+    for _ in range(4):
+        queue.add([], [(DATA, 16)])
+    queue.publish()
+    unpack = module._unpack
+
+    def back(buffer: memoryview, offset: int) -> tuple[Any, ...]:
+        queue.set_avail_idx(3)
+        return unpack(buffer, offset)
+
+    monkeypatch.setattr(module, "_unpack", back)
+    with pytest.raises(RingError, match="avail idx"):
+        ring.take(65, NUM)
+    assert ring.broken
+    assert ring.base == 0
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -283,6 +326,29 @@ def test_descriptor_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chain is not None
     assert [len(view) for view in chain[1] + chain[2]] == [4, 4, 4]
     assert len(reads) == len(set(reads)) == 3
+
+
+def test_taken_descriptor_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is an available entry looked at again."""
+    queue, ring = make()
+    heads = [queue.add([], [(DATA + 4 * i, 4)]) for i in range(3)]
+    queue.publish()
+    reads: list[int] = []
+    unpack = module._unpack
+
+    def flip(buffer: memoryview, offset: int) -> tuple[Any, ...]:
+        fields = unpack(buffer, offset)
+        reads.append(offset)
+        queue.ram[queue.desc_at + offset : queue.desc_at + offset + 16] = b"\xff" * 16
+        at = queue.avail_at + 4 + 2 * (len(reads) - 1)
+        queue.ram[at : at + 2] = b"\xff\xff"
+        return fields
+
+    monkeypatch.setattr(module, "_unpack", flip)
+    used, views, room = ring.take(10, NUM)
+    assert [(entry & 0xFFFFFFFF, entry >> 32) for entry in used] == list(zip(heads, [4, 4, 2], strict=True))
+    assert room == sum(map(len, views)) == 12
+    assert reads == [16 * head for head in heads]
 
 
 def test_indirect_table_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

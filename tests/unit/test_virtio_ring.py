@@ -8,7 +8,7 @@ import random
 import pytest
 
 from nicdev.virtio.memory import GuestMemory, Region
-from nicdev.virtio.ring import RingLayout, SplitRing
+from nicdev.virtio.ring import Chain, RingLayout, SplitRing
 from tests.support.fake_driver import FakeQueue, random_chain
 
 USER = 0x5555_0000_0000
@@ -30,6 +30,12 @@ def make(
     layout = RingLayout(num, USER + queue.desc_at, USER + queue.avail_at, USER + queue.used_at)
     ring = SplitRing(GuestMemory(regions), layout, base=start, event_idx=event_idx, indirect=indirect)
     return queue, ring
+
+
+def beside(queue: FakeQueue, ring: SplitRing) -> SplitRing:
+    """Another device on the same memory, at the same position."""
+    layout = RingLayout(queue.num, USER + queue.desc_at, USER + queue.avail_at, USER + queue.used_at)
+    return SplitRing(ring._memory, layout, base=ring.base, indirect=True)
 
 
 def test_nothing_there() -> None:
@@ -107,21 +113,103 @@ def test_buffer_and_table_across_two_regions() -> None:
     assert [len(view) for view in chain[2]] == [2, 2]
 
 
-def test_unpop_gives_the_same_chains_again() -> None:
-    queue, ring = make(8, start=65534)
-    heads = [queue.add([], [(DATA + 64 * i, 64)]) for i in range(4)]
+def test_take_of_nothing() -> None:
+    queue, ring = make(4)
+    assert ring.take(1, 4) == ([], [], 0)
+    queue.add([], [(DATA, 64)])
+    assert ring.take(1, 4) == ([], [], 0), "not visible before avail.idx moves"
+
+
+@pytest.mark.parametrize("most", [4, 2, 1])
+def test_take_all_or_nothing(most: int) -> None:
+    """As much as there is, up to `most`, is told but not taken; `pop` and another `take` find it."""
+    queue, ring = make(4, start=65534)
+    heads = [queue.add([], [(DATA + 64 * i, 64)]) for i in range(3)]
     queue.publish()
-    taken = [ring.pop() for _ in range(3)]
-    assert [chain[0] for chain in taken if chain] == heads[:3]
+    used, _, room = ring.take(64 * 3 + 1, most)
+    assert (len(used), room) == (min(3, most), 64 * min(3, most))
+    assert ring.base == 65534
+    chain = ring.pop()
+    assert chain is not None
+    assert chain[0] == heads[0]
+    used, _, room = ring.take(65, 2)
+    assert ([entry & 0xFFFFFFFF for entry in used], room) == (heads[1:], 128)
     assert ring.base == 1
-    ring.unpop(2)
-    assert ring.base == 65535
-    again = [ring.pop() for _ in range(4)]
-    assert [chain[0] for chain in again if chain] == heads[1:]
-    for head in heads:
-        ring.push(head, 64)
+    ring.push(chain[0], 64)
+    ring.push_taken(used)
     ring.publish()
-    assert [head for head, _ in queue.collect()] == heads
+    assert queue.collect() == list(zip(heads, [64, 64, 1], strict=True))
+
+
+def test_neighbours_are_one_view() -> None:
+    """Not those beyond a gap or before, and those of another region begin with a view of their own."""
+    border = DATA + 4096
+    queue, ring = make(16, split_at=border)
+    below = [(border - 300, 100), (border - 200, 100), (border - 100, 100)]
+    above = [(border, 50), (border + 50, 50), (border + 200, 50), (border + 150, 50), (border + 200, 7)]
+    for piece in (*below, *above, (DATA, 10), (DATA + 10, 10)):
+        queue.add([], [piece])
+    queue.publish()
+    used, views, room = ring.take(527, 16)
+    assert (len(used), room) == (10, 527)
+    assert [len(view) for view in views] == [100, 200, 50, 50, 50, 57, 10, 10]
+
+
+def random_buffers(rng: random.Random, queue: FakeQueue, at: int) -> int:
+    """Receive buffers of any kind, most next to one another, none overlapping those in flight; the first at `at` or
+    behind it. Returns where the last ends."""
+    for _ in range(rng.randint(0, len(queue.free))):
+        writable = []
+        for size in rng.choices([1, 12, 60, 500], k=rng.choice([1, 1, 1, 1, 1, 0, 2])):
+            at += rng.choice([0, 0, 0, 8])
+            if at + size > DATA + 3 * RAM // 8:
+                at = DATA
+            writable.append((at, size))
+            at += size
+        readable = [(DATA, 20)] if not writable or rng.random() < 0.1 else []
+        direct = len(readable + writable) == 1 and rng.random() < 0.9
+        queue.add(readable, writable, None if direct else DATA + 7 * RAM // 16 + 64 * queue.free[-1])
+    return at
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_take_is_pop_of_many(seed: int, event_idx: bool) -> None:
+    """Where a packet lies and what goes home is as another device finds that takes the same chains one by one."""
+    rng = random.Random(seed)
+    num = rng.choice([8, 16, 64])
+    queue, ring = make(num, event_idx=event_idx, start=65000, split_at=DATA + RAM // 8)
+    at, packets = DATA, 0
+    for _ in range(2000):
+        at = random_buffers(rng, queue, at)
+        queue.publish()
+        other = beside(queue, ring)
+        need, most = rng.randint(1, 700), rng.choice([num, num, 2])
+        plain: list[Chain] = []
+        room = 0
+        while room < need and len(plain) < most and (chain := other.pop()) is not None:
+            plain.append(chain)
+            room += sum(map(len, chain[2]))
+        used, views, found = ring.take(need, most)
+        assert (len(used), found) == (len(plain), room)
+        if room < need:
+            assert ring.base == (other.base - len(plain)) & 0xFFFF
+            continue
+        assert ring.base == other.base
+        packet = rng.randbytes(room)
+        assert sum(map(len, views)) == room
+        for view in views:
+            view[:], packet = packet[: len(view)], packet[len(view) :] + packet[: len(view)]
+        assert b"".join(view for chain in plain for view in chain[2]) == packet
+        ring.push_taken(used)
+        ring.publish()
+        expected = []
+        for head, _, writable in plain:
+            expected.append((head, min(need, sum(map(len, writable)))))
+            need -= expected[-1][1]
+        assert queue.collect() == expected
+        packets += 1
+    assert packets > 500
 
 
 def test_base_and_used_index_survive_a_restart() -> None:
