@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
 import secrets
 import sys
@@ -17,10 +18,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from nicdev import __version__, abi
 from nicdev.control import TX_PERSONALITIES, Control, Identity
+from nicdev.edge.arguments import OneLineParser
 from nicdev.edge.control_socket import ControlSocket
 from nicdev.edge.device import Device
 from nicdev.edge.frontend import Frontend
@@ -124,16 +126,9 @@ def _faults_option(text: str, nics: int) -> tuple[int, Path]:
     return int(number), Path(path)
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, as for all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    description = (__doc__ or "").split("\n")[0]
-    parser = _Parser(prog="vhost-user-tlsnic", description=description, allow_abbrev=False)
+    description = "A TLS-offload NIC in software, to be attached to a QEMU guest as a vhost-user network device."
+    parser = OneLineParser(prog="vhost-user-tlsnic", description=description, allow_abbrev=False)
     parser.add_argument("--socket-path", "-s", action="append", default=[], type=Path, metavar="PATH",
                         help="listen here for QEMU (twice with --port pair)")  # fmt: skip
     parser.add_argument("--fd", type=int, metavar="FDNUM", help="inherited socket instead of --socket-path")
@@ -274,8 +269,21 @@ def _serve(config: Config, loop: Loop, device: Device, path: Path | None, stack:
     loop.watch(frontend.fileno(), on_readable)
 
 
+def _served(config: Config, unprivileged: bool) -> str:
+    """What is served where, and how programs get to a wire that is in a namespace of its own."""
+    where = ", ".join(map(str, config.socket_paths)) or f"fd {config.fd}"
+    port = config.port
+    if port.kind != "tap":
+        return f"{where} on port {port.kind}"
+    if port.netns != "own":
+        return f"{where} on tap {port.name}"
+    enter = f"nsenter --target {os.getpid()} --net" + " --user --preserve-credentials" * unprivileged
+    return f"{where} on tap {port.name} (programs get there by: {enter} PROGRAM)"
+
+
 def run(config: Config) -> None:
     """Serve until SIGTERM. Raises ConfigError when it cannot start."""
+    unprivileged = os.geteuid() != 0  # root of a user namespace of our own later
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys
     with ExitStack() as stack:
         loop = Loop()
@@ -299,7 +307,7 @@ def run(config: Config) -> None:
             _serve(config, loop, device, path, stack)
         if config.control is not None:
             stack.callback(ControlSocket(loop, config.control, _control_handlers(devices, ports)).close)
-        logging.getLogger(__name__).info("serving %s on port %s", config.socket_paths or config.fd, config.port.kind)
+        logging.getLogger(__name__).info("serving %s", _served(config, unprivileged))
         loop.run()
 
 

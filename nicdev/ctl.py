@@ -2,6 +2,7 @@
 
     tlsnic-ctl SOCKET stats | info
     tlsnic-ctl SOCKET contexts | history [FLOW]
+    tlsnic-ctl SOCKET personality [--rx NAME] [--tx NAME]
     tlsnic-ctl SOCKET faults set FILE | clear | show
 
 SOCKET is the path given to `vhost-user-tlsnic --control`. One line on stderr and status 2 when something is wrong.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from nicdev.edge.arguments import OneLineParser
 from nicdev.errors import ConfigError
 
 TIMEOUT: Final = 10  # seconds
@@ -46,7 +48,7 @@ def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="tlsnic-ctl", description=description, allow_abbrev=False)
+    parser = OneLineParser(prog="tlsnic-ctl", description=description, allow_abbrev=False)
     parser.add_argument("socket", type=Path, metavar="SOCKET", help="path given to vhost-user-tlsnic --control")
     commands = parser.add_subparsers(dest="cmd", required=True)
     stats = commands.add_parser("stats", help="counters that are not 0")
@@ -57,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (contexts, history):
         command.add_argument("flow", nargs="?", metavar="FLOW", help="SLOT, ADDRESS:PORT or :PORT; default: all")
     commands.add_parser("info", help="version and limits")
+    personality = commands.add_parser("personality", help="which NIC's resync behaviour it shows; to see and to change")
+    personality.add_argument("--rx", metavar="NAME", help="for rx contexts that the driver makes from now on")
+    personality.add_argument("--tx", metavar="NAME", help="for all packets from now on")
+    personality.add_argument("--nic", type=int, metavar="N", help="one NIC of a pair; default: all")
     faults = commands.add_parser("faults", help="what is to go wrong (docs/faults.md)")
     faults.add_argument("--nic", type=int, metavar="N", help="one NIC of a pair; default: set 0, clear and show all")
     do = faults.add_subparsers(dest="do", required=True)
@@ -70,6 +76,9 @@ def _request(args: argparse.Namespace) -> dict[str, Any]:
     request = {"cmd": args.cmd}
     if args.cmd in ("contexts", "history") and args.flow is not None:
         request["flow"] = args.flow
+    if args.cmd == "personality":
+        chosen = {"rx": args.rx, "tx": args.tx, "nic": args.nic}
+        request |= {name: value for name, value in chosen.items() if value is not None}
     if args.cmd == "faults":
         request |= {"do": args.do} | ({"nic": args.nic} if args.nic is not None else {})
         if args.do == "set":
@@ -97,6 +106,8 @@ def _show(args: argparse.Namespace, answer: dict[str, Any]) -> None:
         elif args.cmd == "history":
             for context in nic:
                 _show_history(context)
+        elif args.cmd == "personality":
+            print(f"rx {nic['rx']}, tx {nic['tx']}")
         else:
             print(json.dumps(nic, indent=2) if nic is not None else "no faults")
     if answer:
@@ -117,8 +128,8 @@ def _show_history(context: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    args = _parser().parse_args(argv)
     try:
+        args = _parser().parse_args(argv)
         _show(args, ask(args.socket, _request(args)))
     except ConfigError as error:
         print(f"tlsnic-ctl: {error}", file=sys.stderr)
