@@ -6,6 +6,7 @@
 #ifndef TLSNIC_H
 #define TLSNIC_H
 
+#include <linux/average.h>
 #include <linux/completion.h>
 #include <linux/etherdevice.h>
 #include <linux/ethtool.h>
@@ -29,11 +30,19 @@
  * the fragments.
  */
 #define TLSNIC_TX_ROOM		(MAX_SKB_FRAGS + 2)
-/* 64 KiB in buffers of 4 KiB need 17, what an skb can hold everywhere */
-#define TLSNIC_RX_BUF_SIZE	4096
-#define TLSNIC_RX_COPYBREAK	256
+/*
+ * Rx buffers are as large as the frames want them: 64 KiB in the smallest need
+ * 17, what an skb can hold everywhere; the largest is all of a page fragment.
+ */
+#define TLSNIC_RX_BUF_MIN	4096U
+#define TLSNIC_RX_BUF_MAX	32768U
+/* A frame of less than this part of its buffer is copied */
+#define TLSNIC_RX_WASTE		16
+/* Bytes of a frame in which its headers are looked for */
+#define TLSNIC_RX_HEAD		256U
 
 #define TLSNIC_CMD_TIMEOUT	(2 * HZ)
+#define TLSNIC_CMD_LOOK		(200 * NSEC_PER_USEC)
 #define TLSNIC_HELLO_TIMEOUT	(1 * HZ)
 #define TLSNIC_HELLO_ATTEMPTS	3
 
@@ -122,12 +131,16 @@ struct tlsnic_txq {
 	char name[16];
 } ____cacheline_aligned_in_smp;
 
+/* Bytes of the frames of late */
+DECLARE_EWMA(tlsnic_frame, 0, 64)
+
 /* Belongs to its NAPI */
 struct tlsnic_rxq {
 	struct tlsnic_priv *priv;
 	struct virtqueue *vq;
 	struct napi_struct napi;
 	struct page_frag frag;
+	struct ewma_tlsnic_frame frames;
 	struct tlsnic_queue_stats stats;
 	unsigned int index;
 	char name[16];
@@ -322,6 +335,7 @@ void tlsnic_tx_drop(struct tlsnic_txq *q, struct sk_buff *skb);
 void tlsnic_tx_plain(struct tlsnic_txq *q, struct sk_buff *skb);
 netdev_tx_t tlsnic_start_xmit(struct sk_buff *skb, struct net_device *dev);
 int tlsnic_tx_poll(struct napi_struct *napi, int budget);
+void tlsnic_tx_look(struct tlsnic_txq *q, bool more);
 void tlsnic_tx_done(struct virtqueue *vq);
 void tlsnic_tx_free(struct tlsnic_txq *q);
 

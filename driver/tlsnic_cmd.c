@@ -7,6 +7,7 @@
  * empties in order. All commands share one queue, so they take effect in the
  * order they were posted; a delete, for one, may be posted and forgotten.
  */
+#include <linux/sched/clock.h>
 #include <linux/slab.h>
 
 #include "tlsnic.h"
@@ -209,6 +210,24 @@ void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 }
 
 /*
+ * The reply is usually here before an interrupt and two switches of tasks
+ * could tell of it, and an application waits: look for a while, and sleep only
+ * then, or when the processor has something better to do.
+ */
+static void tlsnic_cmd_look(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
+{
+	u64 end = local_clock() + TLSNIC_CMD_LOOK;
+	bool more;
+
+	do {
+		cpu_relax();
+		more = !completion_done(&cmd->done) && !need_resched() &&
+		       local_clock() < end;
+		tlsnic_tx_look(&priv->txq[0], more);
+	} while (more);
+}
+
+/*
  * Post a command and wait for its reply. The caller keeps its reference, and
  * may look at the reply after a return of 0. -ETIMEDOUT says that the command
  * is still in the ring: it may take effect later.
@@ -217,6 +236,7 @@ int tlsnic_cmd_exec(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 {
 	refcount_inc(&cmd->ref);
 	tlsnic_cmd_post(priv, cmd);
+	tlsnic_cmd_look(priv, cmd);
 	if (!wait_for_completion_timeout(&cmd->done, TLSNIC_CMD_TIMEOUT)) {
 		tlsnic_inc(priv, cmd_timeout);
 		return -ETIMEDOUT;

@@ -127,6 +127,7 @@ static void tlsnic_queues_init(struct tlsnic_priv *priv)
 		rx->priv = priv;
 		rx->index = i;
 		u64_stats_init(&rx->stats.syncp);
+		ewma_tlsnic_frame_init(&rx->frames);
 		snprintf(rx->name, sizeof(rx->name), "rx%u", i);
 		netif_napi_add(priv->dev, &rx->napi, tlsnic_rx_poll);
 	}

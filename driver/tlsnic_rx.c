@@ -2,9 +2,12 @@
 /*
  * Frames from the device.
  *
- * The receive ring holds buffers of one size, cut from larger pages. Headers
- * of a frame are copied into the skb, the rest is attached, so payload is not
- * copied and neighbouring buffers become one fragment.
+ * The receive ring holds buffers cut from larger pages. How large they are
+ * follows the frames: for the small ones a whole page would be wasted memory,
+ * which the socket is charged for, and of 64 KiB in small buffers each one
+ * costs device and driver time. Headers of a frame are copied into the skb, the
+ * rest is attached, so payload is not copied and neighbouring buffers become
+ * one fragment; a frame that would leave most of its buffer empty is copied.
  *
  * The device is not trusted: lengths, counts, extensions and verdicts are
  * checked, and looked at once, in a copy. Whatever is wrong is counted under
@@ -31,102 +34,156 @@ struct tlsnic_rx_head {
 /* Of the largest frame: no skb holds more fragments everywhere */
 #define TLSNIC_RX_MAX_BUFS	17
 
-static void tlsnic_rx_put(void *buf)
+/* One buffer that the device has filled */
+struct tlsnic_rx_buf {
+	void *data;
+	unsigned int size;
+	unsigned int len;	/* bytes of it that the device wrote */
+};
+
+static void tlsnic_rx_put(void *data)
 {
-	put_page(virt_to_head_page(buf));
+	put_page(virt_to_head_page(data));
+}
+
+/*
+ * What the ring remembers of a buffer: where it is, and in the low bits, which
+ * its alignment leaves free, its size.
+ */
+static void *tlsnic_rx_token(void *data, unsigned int size)
+{
+	return (void *)((unsigned long)data | size / TLSNIC_RX_BUF_MIN);
+}
+
+static void tlsnic_rx_untoken(void *token, struct tlsnic_rx_buf *buf)
+{
+	unsigned long low = (unsigned long)token & (TLSNIC_RX_BUF_MIN - 1);
+
+	buf->data = token - low;
+	buf->size = low * TLSNIC_RX_BUF_MIN;
+}
+
+/* The size of a buffer to post: half of the usual frame's, or more */
+static unsigned int tlsnic_rx_buf_size(struct tlsnic_rxq *q)
+{
+	return rounddown_pow_of_two(clamp_t(unsigned long,
+					    ewma_tlsnic_frame_read(&q->frames),
+					    TLSNIC_RX_BUF_MIN,
+					    TLSNIC_RX_BUF_MAX));
 }
 
 /* Post free buffers; false if there is no memory and not one is posted */
 bool tlsnic_rx_fill(struct tlsnic_rxq *q, gfp_t gfp)
 {
-	unsigned int size = virtqueue_get_vring_size(q->vq);
+	unsigned int ring = virtqueue_get_vring_size(q->vq);
+	unsigned int want = tlsnic_rx_buf_size(q), size;
 	bool kick = false, starved = false;
 	struct scatterlist sg;
-	void *buf;
+	void *data;
 
 	while (q->vq->num_free) {
-		if (!skb_page_frag_refill(TLSNIC_RX_BUF_SIZE, &q->frag, gfp)) {
+		if (!skb_page_frag_refill(TLSNIC_RX_BUF_MIN, &q->frag, gfp)) {
 			tlsnic_inc(q->priv, rx_refill_failed);
 			starved = true;
 			break;
 		}
-		buf = page_address(q->frag.page) + q->frag.offset;
-		sg_init_one(&sg, buf, TLSNIC_RX_BUF_SIZE);
-		if (virtqueue_add_inbuf(q->vq, &sg, 1, buf, gfp))
+		size = min_t(unsigned int, want,
+			     q->frag.size - q->frag.offset);
+		data = page_address(q->frag.page) + q->frag.offset;
+		sg_init_one(&sg, data, size);
+		if (virtqueue_add_inbuf(q->vq, &sg, 1,
+					tlsnic_rx_token(data, size), gfp))
 			break;
 		get_page(q->frag.page);
-		q->frag.offset += TLSNIC_RX_BUF_SIZE;
+		q->frag.offset += size;
 		kick = true;
 	}
 	if (kick)
 		virtqueue_kick(q->vq);
-	return !starved || q->vq->num_free < size;
+	return !starved || q->vq->num_free < ring;
 }
 
-/* The next buffer of a frame, or NULL; *@len is honest afterwards */
-static void *tlsnic_rx_next(struct tlsnic_rxq *q, unsigned int *len)
+/* Take a buffer from the ring; false if there is none */
+static bool tlsnic_rx_get(struct tlsnic_rxq *q, struct tlsnic_rx_buf *buf)
 {
-	void *buf = virtqueue_get_buf(q->vq, len);
+	void *token = virtqueue_get_buf(q->vq, &buf->len);
 
-	if (!buf) {
+	if (token)
+		tlsnic_rx_untoken(token, buf);
+	return token;
+}
+
+/* The next buffer of a frame, or false; its length is honest afterwards */
+static bool tlsnic_rx_next(struct tlsnic_rxq *q, struct tlsnic_rx_buf *buf)
+{
+	if (!tlsnic_rx_get(q, buf)) {
 		tlsnic_inc(q->priv, rx_drop_buffers);
-	} else if (!*len || *len > TLSNIC_RX_BUF_SIZE) {
-		tlsnic_inc(q->priv, rx_drop_length);
-		tlsnic_rx_put(buf);
-		buf = NULL;
+		return false;
 	}
-	return buf;
+	if (!buf->len || buf->len > buf->size) {
+		tlsnic_inc(q->priv, rx_drop_length);
+		tlsnic_rx_put(buf->data);
+		return false;
+	}
+	return true;
 }
 
 /* Drop the @count buffers that remain of a frame */
 static void tlsnic_rx_skip(struct tlsnic_rxq *q, unsigned int count)
 {
-	unsigned int len;
-	void *buf;
+	struct tlsnic_rx_buf buf;
 
-	while (count-- && (buf = virtqueue_get_buf(q->vq, &len)))
-		tlsnic_rx_put(buf);
+	while (count-- && tlsnic_rx_get(q, &buf))
+		tlsnic_rx_put(buf.data);
 }
 
-/* Attach @len bytes at @data, whose page reference the skb takes over; the
- * caller sees to it that the skb has room for another fragment
+/*
+ * Attach what @buf holds from @skip on; the skb takes over its page reference.
+ * The caller sees to it that there is room for another fragment.
  */
-static void tlsnic_rx_attach(struct sk_buff *skb, void *data, unsigned int len)
+static void tlsnic_rx_attach(struct sk_buff *skb,
+			     const struct tlsnic_rx_buf *buf, unsigned int skip)
 {
 	int i = skb_shinfo(skb)->nr_frags;
-	struct page *page = virt_to_head_page(data);
-	unsigned int offset = data - page_address(page);
+	struct page *page = virt_to_head_page(buf->data);
+	unsigned int offset = buf->data + skip - page_address(page);
+	unsigned int len = buf->len - skip;
 
 	if (skb_can_coalesce(skb, i, page, offset)) {
 		put_page(page);
-		skb_coalesce_rx_frag(skb, i - 1, len, TLSNIC_RX_BUF_SIZE);
+		skb_coalesce_rx_frag(skb, i - 1, len, buf->size);
 	} else {
-		skb_add_rx_frag(skb, i, page, offset, len, TLSNIC_RX_BUF_SIZE);
+		skb_add_rx_frag(skb, i, page, offset, len, buf->size);
 	}
 }
 
-/* An skb with the @len bytes of frame at @data; takes over @data's page */
-static struct sk_buff *tlsnic_rx_build(struct tlsnic_rxq *q, void *data,
-				       unsigned int len, bool last)
+/*
+ * An skb with what @buf holds of a frame, from @skip on; takes over its page.
+ * A small one is copied whole.
+ */
+static struct sk_buff *tlsnic_rx_build(struct tlsnic_rxq *q,
+				       const struct tlsnic_rx_buf *buf,
+				       unsigned int skip, bool last)
 {
-	bool copy = last && len <= TLSNIC_RX_COPYBREAK;
+	void *frame = buf->data + skip;
+	unsigned int len = buf->len - skip;
+	bool copy = last && len <= buf->size / TLSNIC_RX_WASTE;
 	struct sk_buff *skb;
 	unsigned int head;
 
-	skb = napi_alloc_skb(&q->napi, TLSNIC_RX_COPYBREAK);
+	skb = napi_alloc_skb(&q->napi, max(copy ? len : 0U, TLSNIC_RX_HEAD));
 	if (unlikely(!skb)) {
 		tlsnic_inc(q->priv, rx_drop_nomem);
-		tlsnic_rx_put(data);
+		tlsnic_rx_put(buf->data);
 		return NULL;
 	}
-	head = copy ? len : eth_get_headlen(q->priv->dev, data,
-					    min_t(u32, len,
-						  TLSNIC_RX_COPYBREAK));
-	skb_put_data(skb, data, head);
+	head = copy ? len : eth_get_headlen(q->priv->dev, frame,
+					    min(len, TLSNIC_RX_HEAD));
+	skb_put_data(skb, frame, head);
 	if (len > head)
-		tlsnic_rx_attach(skb, data + head, len - head);
+		tlsnic_rx_attach(skb, buf, skip + head);
 	else
-		tlsnic_rx_put(data);
+		tlsnic_rx_put(buf->data);
 	return skb;
 }
 
@@ -135,17 +192,15 @@ static struct sk_buff *tlsnic_rx_collect(struct tlsnic_rxq *q,
 					 struct sk_buff *skb,
 					 unsigned int count)
 {
-	unsigned int len;
-	void *buf;
+	struct tlsnic_rx_buf buf;
 
 	for (; count; count--) {
-		buf = tlsnic_rx_next(q, &len);
-		if (unlikely(!buf)) {
+		if (unlikely(!tlsnic_rx_next(q, &buf))) {
 			tlsnic_rx_skip(q, count - 1);
 			kfree_skb(skb);
 			return NULL;
 		}
-		tlsnic_rx_attach(skb, buf, len);
+		tlsnic_rx_attach(skb, &buf, 0);
 	}
 	return skb;
 }
@@ -262,26 +317,26 @@ static bool tlsnic_rx_is_frame(struct tlsnic_rxq *q,
 	}
 }
 
-/* One frame, reply or event, whose first buffer is @buf with @len bytes */
-static void tlsnic_rx_one(struct tlsnic_rxq *q, void *buf, unsigned int len)
+/* One frame, reply or event, that begins in @buf */
+static void tlsnic_rx_one(struct tlsnic_rxq *q, const struct tlsnic_rx_buf *buf)
 {
 	struct tlsnic_rx_head head;
 	unsigned int buffers, skip;
 	struct sk_buff *skb;
 
-	if (unlikely(len < sizeof(head.hdr) || len > TLSNIC_RX_BUF_SIZE)) {
+	if (unlikely(buf->len < sizeof(head.hdr) || buf->len > buf->size)) {
 		tlsnic_inc(q->priv, rx_drop_length);
-		tlsnic_rx_put(buf);
+		tlsnic_rx_put(buf->data);
 		return;
 	}
-	memcpy(&head, buf, min_t(size_t, len, sizeof(head)));
+	memcpy(&head, buf->data, min_t(size_t, buf->len, sizeof(head)));
 	buffers = __virtio16_to_cpu(true, head.hdr.num_buffers);
 	if (unlikely(!buffers || buffers > TLSNIC_RX_MAX_BUFS)) {
 		tlsnic_inc(q->priv, rx_drop_buffers);
 		buffers = buffers ?: 1;
 		goto drop;
 	}
-	skip = tlsnic_rx_parse(&head, len);
+	skip = tlsnic_rx_parse(&head, buf->len);
 	if (unlikely(!skip)) {
 		tlsnic_inc(q->priv, rx_drop_ext);
 		goto drop;
@@ -292,34 +347,36 @@ static void tlsnic_rx_one(struct tlsnic_rxq *q, void *buf, unsigned int len)
 		tlsnic_inc(q->priv, rx_drop_down);
 		goto drop;
 	}
-	if (unlikely(len - skip < ETH_HLEN)) {
+	if (unlikely(buf->len - skip < ETH_HLEN)) {
 		tlsnic_inc(q->priv, rx_drop_length);
 		goto drop;
 	}
-	skb = tlsnic_rx_build(q, buf + skip, len - skip, buffers == 1);
+	skb = tlsnic_rx_build(q, buf, skip, buffers == 1);
 	if (unlikely(!skb)) {
 		tlsnic_rx_skip(q, buffers - 1);
 		return;
 	}
 	skb = tlsnic_rx_collect(q, skb, buffers - 1);
-	if (likely(skb))
-		tlsnic_rx_deliver(q, skb, &head);
+	if (unlikely(!skb))
+		return;
+	ewma_tlsnic_frame_add(&q->frames, skb->len);
+	tlsnic_rx_deliver(q, skb, &head);
 	return;
 
 drop:
-	tlsnic_rx_put(buf);
+	tlsnic_rx_put(buf->data);
 	tlsnic_rx_skip(q, buffers - 1);
 }
 
 int tlsnic_rx_poll(struct napi_struct *napi, int budget)
 {
 	struct tlsnic_rxq *q = container_of(napi, struct tlsnic_rxq, napi);
-	unsigned int len, opaque;
+	struct tlsnic_rx_buf buf;
+	unsigned int opaque;
 	int done = 0;
-	void *buf;
 
-	while (done < budget && (buf = virtqueue_get_buf(q->vq, &len))) {
-		tlsnic_rx_one(q, buf, len);
+	while (done < budget && tlsnic_rx_get(q, &buf)) {
+		tlsnic_rx_one(q, &buf);
 		done++;
 		/* a ring holds few large frames: let the device go on meanwhile */
 		if (q->vq->num_free > virtqueue_get_vring_size(q->vq) / 4)
@@ -352,10 +409,13 @@ void tlsnic_rx_done(struct virtqueue *vq)
 /* The device is stopped: take the buffers back */
 void tlsnic_rx_free(struct tlsnic_rxq *q)
 {
-	void *buf;
+	struct tlsnic_rx_buf buf;
+	void *token;
 
-	while ((buf = virtqueue_detach_unused_buf(q->vq)))
-		tlsnic_rx_put(buf);
+	while ((token = virtqueue_detach_unused_buf(q->vq))) {
+		tlsnic_rx_untoken(token, &buf);
+		tlsnic_rx_put(buf.data);
+	}
 	if (q->frag.page)
 		put_page(q->frag.page);
 	q->frag.page = NULL;

@@ -153,21 +153,29 @@ static void tlsnic_tx_reap(struct tlsnic_txq *q, int budget)
 		tlsnic_queue_count(&q->stats, packets, bytes);
 }
 
-int tlsnic_tx_poll(struct napi_struct *napi, int budget)
+/* Go on with what now has room; the tx queue is locked */
+static void tlsnic_tx_clean(struct tlsnic_txq *q, int budget)
 {
-	struct tlsnic_txq *q = container_of(napi, struct tlsnic_txq, napi);
 	struct net_device *dev = q->priv->dev;
 	struct netdev_queue *nq = netdev_get_tx_queue(dev, q->index);
-	bool done, again = false;
-	unsigned int opaque;
 
-	__netif_tx_lock(nq, smp_processor_id());
-	virtqueue_disable_cb(q->vq);
 	tlsnic_tx_reap(q, budget);
 	tlsnic_cmd_flush(q);
 	if (q->vq->num_free >= TLSNIC_TX_ROOM && netif_running(dev) &&
 	    netif_tx_queue_stopped(nq))
 		netif_tx_wake_queue(nq);
+}
+
+int tlsnic_tx_poll(struct napi_struct *napi, int budget)
+{
+	struct tlsnic_txq *q = container_of(napi, struct tlsnic_txq, napi);
+	struct netdev_queue *nq = netdev_get_tx_queue(q->priv->dev, q->index);
+	bool done, again = false;
+	unsigned int opaque;
+
+	__netif_tx_lock(nq, smp_processor_id());
+	virtqueue_disable_cb(q->vq);
+	tlsnic_tx_clean(q, budget);
 	opaque = virtqueue_enable_cb_prepare(q->vq);
 	done = napi_complete_done(napi, 0);
 	if (!done)
@@ -179,6 +187,25 @@ int tlsnic_tx_poll(struct napi_struct *napi, int budget)
 	if (again)
 		tlsnic_tx_done(q->vq);
 	return 0;
+}
+
+/*
+ * Do the NAPI's work now, for somebody who waits for a command. @more: there
+ * will be another look at once, so an interrupt has nothing to tell.
+ */
+void tlsnic_tx_look(struct tlsnic_txq *q, bool more)
+{
+	struct tlsnic_priv *priv = q->priv;
+	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, q->index);
+
+	__netif_tx_lock_bh(nq);
+	if (priv->running) {
+		virtqueue_disable_cb(q->vq);
+		tlsnic_tx_clean(q, 0);
+		if (!more && !virtqueue_enable_cb(q->vq))
+			tlsnic_tx_done(q->vq);
+	}
+	__netif_tx_unlock_bh(nq);
 }
 
 /* Interrupt: the device returned chains of this queue */
