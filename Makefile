@@ -1,8 +1,8 @@
 # `make help` lists the targets. Set-up is testbed/bootstrap; everything it makes is under build/ and .venv/.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-guest conformance mutants bench bench-full soak setup driver driver-check image shell tcpdump fmt clean
+.PHONY: help run demo test check test-guest conformance mutants bench bench-full soak setup driver driver-check image shell tcpdump wire ctl fmt clean
 
-export KERNEL ACCEL QEMU SEED KERNELS
+export KERNEL ACCEL QEMU NIC SEED KERNELS
 PY := .venv/bin/python
 HOST := testbed/bootstrap --only-host
 # whatever ends make, even SIGKILL, ends what it started
@@ -11,7 +11,8 @@ RUN := setpriv --pdeathsig TERM -- $(PY)
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: KERNEL=6.1|6.12|7.2  ACCEL=kvm|tcg  QEMU=system|trixie|bookworm|PATH"
-	@echo "           ARGS=... (tcpdump, pytest, conformance, mutants, bench)  KERNELS=\"6.1 7.2\" (conformance)"
+	@echo "           NIC=\"--faults FILE ...\" (run, demo, shell): options for the NIC"
+	@echo "           ARGS=... (tcpdump, wire, ctl, pytest, conformance, mutants, bench)  KERNELS=\"6.1 7.2\" (conformance)"
 	@echo "Missing Debian packages are installed by apt-get, as root or through sudo; nothing else needs root."
 
 run: ## demonstration, then a shell in the guest (needs nothing beforehand)
@@ -64,7 +65,13 @@ shell: ## boot a guest with the NIC, without the demonstration, and open a shell
 	@$(HOST) && exec $(RUN) -m testbed.run --shell only
 
 tcpdump: ## tcpdump on the wire of a running `make run`; ARGS="-vv port 443"
-	@$(HOST) >/dev/null && exec $(PY) -m testbed.watch $(ARGS)
+	@$(HOST) >/dev/null && exec $(PY) -m testbed.watch tcpdump $(ARGS)
+
+wire: ## a shell at the NIC's other end, in a running `make run`; ARGS="curl -k https://198.51.100.2/" runs that instead
+	@$(HOST) >/dev/null && exec $(PY) -m testbed.watch wire $(ARGS)
+
+ctl: ## ask the NIC of a running `make run`; ARGS="stats", "history", "personality --rx NAME", "faults set FILE"
+	@$(HOST) >/dev/null && exec $(PY) -m testbed.watch ctl $(ARGS)
 
 fmt: ## rewrite the Python code in the house format
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import fcntl
 import itertools
+import os
+import shlex
 import signal
 import sys
 import time
@@ -25,7 +27,10 @@ from testbed.watch import announced
 
 SHELL_HINT = """You are in the guest (root). The NIC is eth0; its peer is 198.51.100.1 and 2001:db8:1::1.
   ethtool -S eth0          counters of driver and device        cat /proc/net/tls_stat   the kernel's
-  make tcpdump             in a second terminal: the wire       Ctrl-] or exit           leaves and stops the guest
+  Ctrl-] or exit           leaves and stops the guest
+In a second terminal:
+  make tcpdump             the wire                          make wire   a shell at its other end; ARGS="PROGRAM ..."
+  make ctl ARGS=stats      the NIC; contexts, history, personality, faults set FILE
 """
 COUNTERS = ("tx_tls_encrypted_packets", "tx_tls_encrypted_bytes", "tx_tls_ooo", "rx_tls_decrypted_packets",
             "rx_tls_decrypted_bytes", "rx_tls_resync_res_ok", "tx_tls_ctx", "rx_tls_ctx")  # fmt: skip
@@ -91,7 +96,8 @@ def session(assets: Assets, shell: str) -> int:
     console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     say(f"booting the guest: {assets.summary}")
     began = time.monotonic()
-    with own_name() as name, running(assets, name=name) as bed, announced(bed.wire):
+    options = shlex.split(os.environ.get("NIC", ""))
+    with own_name() as name, running(assets, name=name, nic_arguments=options) as bed, announced(bed.nic, bed.wire):
         say(f"guest answers after {bed.guest.boot_seconds:.1f} s")
         ok = True
         if shell != "only":

@@ -1,26 +1,50 @@
-"""`make tcpdump`: tcpdump on the wire of the run that is going on, wherever its namespace is."""
+"""`make tcpdump`, `make wire` and `make ctl`: into the run that is going on, from another terminal.
+
+Wherever the namespace and the control socket of its NIC are: the run says so in a file.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from testbed.errors import BedError, SetupError
+from testbed.nic import NicProcess
 from testbed.stages import BUILD
 from testbed.wire.namespace import Wire
 
 RUN_FILE: Final = BUILD / "run.json"
 
 
+@dataclass(frozen=True)
+class Run:
+    """What of a run can be reached from outside."""
+
+    wire: Wire
+    control: Path
+
+    def command(self, verb: str, arguments: Sequence[str]) -> list[str]:
+        """What to execute for a verb: tcpdump, wire (a program at the wire's end; none: a shell), ctl."""
+        if verb == "tcpdump":
+            program = [sys.executable, "-m", "testbed.wire.tcpdump", "-n", "-i", self.wire.interface]
+            return self.wire.argv([*program, *arguments])
+        if verb == "wire":
+            return self.wire.argv(arguments or [os.environ.get("SHELL", "sh")])
+        if verb == "ctl":
+            return [sys.executable, "-m", "nicdev.ctl", str(self.control), *arguments]
+        raise SetupError(f"{verb}: choose tcpdump, wire or ctl")
+
+
 @contextmanager
-def announced(wire: Wire) -> Iterator[None]:
-    """Let `make tcpdump` find this wire for the time of the block."""
-    mine = json.dumps({"pid": wire.pid, "interface": wire.interface})
+def announced(nic: NicProcess, wire: Wire) -> Iterator[None]:
+    """Let others find this NIC and wire for the time of the block."""
+    mine = json.dumps({"pid": wire.pid, "interface": wire.interface, "control": str(nic.control_path)})
     RUN_FILE.write_text(mine)
     try:
         yield
@@ -30,8 +54,8 @@ def announced(wire: Wire) -> Iterator[None]:
                 RUN_FILE.unlink()
 
 
-def running_wire() -> Wire:
-    """The wire of the run that announced itself last. Raises SetupError when there is none."""
+def going_on() -> Run:
+    """The run that announced itself last. Raises SetupError when there is none."""
     try:
         run = json.loads(RUN_FILE.read_text())
         command = Path(f"/proc/{run['pid']}/cmdline").read_bytes()
@@ -39,18 +63,19 @@ def running_wire() -> Wire:
         command = b""
     if b"nicdev" not in command:
         raise SetupError("no run is going on; start `make run` in another terminal first")
-    return Wire(run["pid"], run["interface"])
+    return Run(Wire(run["pid"], run["interface"]), Path(run["control"]))
 
 
 def main() -> int:
-    """Become tcpdump, with the arguments given."""
+    """Become what the verb stands for, with the arguments given."""
     try:
-        wire = running_wire()
-        argv = wire.argv([sys.executable, "-m", "testbed.wire.tcpdump", "-n", "-i", wire.interface, *sys.argv[1:]])
+        argv = going_on().command(sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:])
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        print(f"error: {argv[0]}: {error.strerror}", file=sys.stderr)
     except BedError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    return os.execvp(argv[0], argv)
+    return 1
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def _show(program: Request, finished: int) -> None:
 def interact(agent: GuestAgent, argv: Sequence[str] = SHELL) -> int | None:
     """Run `argv` on this terminal until it ends (its exit status) or the user presses Ctrl-] (None)."""
     columns, rows = shutil.get_terminal_size()
-    environment = {"TERM": os.environ.get("TERM", "linux"), "PS1": r"guest:\w# "}
+    environment = {"TERM": os.environ.get("TERM", "linux")}
     program = agent.spawn(argv, env=environment, terminal=(rows, columns))
     ended, finished = os.pipe()
     output = threading.Thread(target=_show, args=(program, finished), daemon=True)

@@ -15,7 +15,7 @@ import pytest
 from testbed.errors import SetupError
 from testbed.stages import PROJECT
 from testbed.vm.runtime import RuntimeFolder
-from testbed.watch import running_wire
+from testbed.watch import going_on
 from tests.guest.conftest import wait_until
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -44,6 +44,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
         (["demo", "ACCEL=x"], "error: ACCEL=x: choose kvm or tcg"),
         (["demo", "QEMU=/nonexistent"], "error: QEMU /nonexistent: No such file or directory"),
         (["demo", "QEMU=/bin/true"], "error: not a QEMU: it says 'true (GNU coreutils"),
+        (["demo", "NIC=--nonsense"], "error: vhost-user-tlsnic: unrecognized arguments: --nonsense"),
         (["shell"], "error: a shell needs a terminal; without one use `make demo`"),
     ],
 )
@@ -116,6 +117,9 @@ def test_two_runs_at_once_and_nothing_stays_of_the_killed() -> None:
         seen = make("tcpdump", "ARGS=-c 3")
         assert seen.returncode == 0, seen.stderr
         assert len(seen.stdout.splitlines()) == 3
+        address = make("wire", "ARGS=ip -brief -4 address show wire0").stdout
+        assert address.split()[-1] == "198.51.100.1/24"
+        assert make("ctl", "ARGS=personality").stdout == "rx ideal, tx rebuild\n"
         family = [pid for run in both for pid in (run.pid, *children(run.pid))]
         for program in (b"nicdev.cli", b"qemu-system"):
             assert len([pid for pid in family if program in command(pid)]) == 2
@@ -129,7 +133,7 @@ def test_two_runs_at_once_and_nothing_stays_of_the_killed() -> None:
         wait_until(lambda: not any(map(runs, family)), "every process of both is gone")
     assert swept(used)
     with pytest.raises(SetupError, match="no run is going on; start `make run` in another terminal first"):
-        running_wire()
+        going_on()
     done = make("tcpdump")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no run is going on; start `make run` in another terminal first\n")
