@@ -212,19 +212,22 @@ void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 /*
  * The reply is usually here before an interrupt and two switches of tasks
  * could tell of it, and an application waits: look for a while, and sleep only
- * then, or when the processor has something better to do.
+ * then, or when the processor has something better to do. Not to be preempted:
+ * the queue has no interrupt meanwhile.
  */
 static void tlsnic_cmd_look(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 {
 	u64 end = local_clock() + TLSNIC_CMD_LOOK;
 	bool more;
 
+	local_bh_disable();
 	do {
 		cpu_relax();
 		more = !completion_done(&cmd->done) && !need_resched() &&
 		       local_clock() < end;
 		tlsnic_tx_look(&priv->txq[0], more);
 	} while (more);
+	local_bh_enable();
 }
 
 /*

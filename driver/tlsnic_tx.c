@@ -190,22 +190,23 @@ int tlsnic_tx_poll(struct napi_struct *napi, int budget)
 }
 
 /*
- * Do the NAPI's work now, for somebody who waits for a command. @more: there
- * will be another look at once, so an interrupt has nothing to tell.
+ * Do the NAPI's work now, for somebody who waits for a command; with softirqs
+ * disabled. @more: there will be another look at once, so an interrupt has
+ * nothing to tell.
  */
 void tlsnic_tx_look(struct tlsnic_txq *q, bool more)
 {
 	struct tlsnic_priv *priv = q->priv;
 	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, q->index);
 
-	__netif_tx_lock_bh(nq);
+	__netif_tx_lock(nq, smp_processor_id());
 	if (priv->running) {
 		virtqueue_disable_cb(q->vq);
 		tlsnic_tx_clean(q, 0);
 		if (!more && !virtqueue_enable_cb(q->vq))
 			tlsnic_tx_done(q->vq);
 	}
-	__netif_tx_unlock_bh(nq);
+	__netif_tx_unlock(nq);
 }
 
 /* Interrupt: the device returned chains of this queue */
