@@ -15,33 +15,30 @@ from nicdev.tls.record import RecordFormat
 class _PartialRecord:
     """Position in the record and its prefix; the record must be well framed (see walk)."""
 
-    __slots__ = ("_fmt", "_head", "_key", "_number", "_pos", "_text_end")
+    __slots__ = ("_fmt", "_key", "_number", "_pos", "_tag", "_text_end", "head")
 
     def __init__(self, fmt: RecordFormat, key: AeadKey, number: int) -> None:
         self._fmt = fmt
         self._key = key
         self._number = number
-        self._head = bytearray()
+        self.head = b""  # what was fed of header and explicit nonce
         self._pos = 0  # bytes fed
         self._text_end = 0  # where the tag starts in the record; 0 while the prefix is incomplete
-
-    @property
-    def head(self) -> bytes:
-        """What was fed of header and explicit nonce."""
-        return bytes(self._head)
+        self._tag = b""  # what is known of it
 
     def _split(self, src: BytesLike) -> tuple[int, int]:
         """Take the prefix bytes of `src`; start and end of the text in it. Moves the position behind `src`."""
         start, size, pos = 0, len(src), self._pos
         if not self._text_end:
-            head, fmt = self._head, self._fmt
-            start = min(fmt.prefix - len(head), size)
-            head += src[:start]
+            fmt = self._fmt
+            self.head = head = self.head + src[: fmt.prefix - pos]
+            start = len(head) - pos
             if len(head) == fmt.prefix:
                 self._text_end = fmt.total(head) - TAG_LEN
                 self._begin(*fmt.sealing(self._number, head, 0))
         self._pos = pos + size
-        return start, min(max(self._text_end - pos, start), size)
+        tag = self._text_end - pos  # where it starts in `src`
+        return start, size if tag >= size else max(start, tag)
 
     def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         raise NotImplementedError
@@ -50,12 +47,8 @@ class _PartialRecord:
 class SealingRecord(_PartialRecord):
     """Encrypts one record in pieces."""
 
-    __slots__ = ("_sealer", "_tag")
+    __slots__ = ("_sealer",)
     _sealer: Sealer
-
-    def __init__(self, fmt: RecordFormat, key: AeadKey, number: int) -> None:
-        super().__init__(fmt, key, number)
-        self._tag = b""
 
     def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._sealer = self._key.sealer(nonce, aad)
@@ -78,12 +71,8 @@ class SealingRecord(_PartialRecord):
 class OpeningRecord(_PartialRecord):
     """Decrypts one record in pieces."""
 
-    __slots__ = ("_opener", "_tag")
+    __slots__ = ("_opener",)
     _opener: Opener
-
-    def __init__(self, fmt: RecordFormat, key: AeadKey, number: int) -> None:
-        super().__init__(fmt, key, number)
-        self._tag = bytearray()
 
     def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._opener = self._key.opener(nonce, aad)
