@@ -122,11 +122,13 @@ def test_a_forged_copy_that_tcp_keeps(bed: Bed, capture_path: Path, personality:
         peer.all_acknowledged()
         peer.segment(start + low, forged)
         peer.write(data[start - 100 : start + low])
+        peer.all_acknowledged()  # else GRO may join what fills the hole with what follows, and TCP keeps that
         peer.write(data[start + low :], 1200)
         peer.finish()
 
     seen = scripted(bed, case, capture_path, script)
     (guest,) = seen.guest
+    assert not guest["ok"], seen.account("not refused")
     # Linux 6.1 forgets the error of a bad header if the call that meets it has data to return; offload or not
     errors = ("EBADMSG", "EINVAL", "EMSGSIZE", None) if low == 0 else ("EBADMSG",)
     assert guest["error"]["errno"] in errors, seen.account("not refused")
