@@ -220,17 +220,17 @@ class Nic:
         if len(chain) < _VNET_HDR_LEN + _TX_TLS_LEN:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
         ext = _new(abi.TxTls, abi.TX_TLS.unpack_from(chain, _VNET_HDR_LEN))
-        wants_resync = ext.flags == _RESYNC
-        prefix_at = _VNET_HDR_LEN + ext.len
-        frame_at = prefix_at + ext.prefix_len
-        if ext.len < _TX_TLS_LEN or (ext.flags and not wants_resync) or ext.prefix_len > abi.MAX_RECORD_PREFIX:
-            raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
-        if ext.prefix_len and not wants_resync:
+        _, flags, ext_len, _, _, prefix_len, resync_seq, rcd_sn = ext
+        prefix_at = _VNET_HDR_LEN + ext_len
+        frame_at = prefix_at + prefix_len
+        resync = None
+        if flags or prefix_len:
+            if flags != _RESYNC or prefix_len > abi.MAX_RECORD_PREFIX:
+                raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
+            resync = Resync(resync_seq, rcd_sn, chain[prefix_at:frame_at])
+        if ext_len < _TX_TLS_LEN:
             raise TxDrop(Counter.TX_DROP_BAD_EXTENSION)
         stats[_TX_BYTES] += max(0, len(chain) - frame_at)
-        resync = None
-        if wants_resync:
-            resync = Resync(ext.resync_seq, ext.resync_rcd_sn, chain[prefix_at:frame_at])
         if self.observer is not None:
             self._observe("tx", View.HOST, chain[frame_at:], f"slot={ext.slot} gen={ext.generation} tx")
         try:

@@ -187,7 +187,8 @@ class TxContext:
         start = 0
         for end in walked.ends:
             if record is not None:
-                plaintext += record.feed(payload[:end], payload[:end])
+                piece = payload[:end]
+                plaintext += record.feed(piece, piece)
                 record = None
             else:
                 text = start + prefix
@@ -198,5 +199,6 @@ class TxContext:
         if start < len(payload):
             if record is None:
                 record = SealingRecord(fmt, key, number)
-            plaintext += record.feed(payload[start:], payload[start:])
+            piece = payload[start:]
+            plaintext += record.feed(piece, piece)
         return record, plaintext
