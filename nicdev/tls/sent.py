@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nicdev.tls.store import Pool, Store
+from nicdev.tls.store import PIECE_COST, Pool, Store
 from nicdev.tls.walk import SEQ_HALF, SEQ_MASK
 
 MAX_SENT: Final = 4 << 20  # bytes of one flow
@@ -24,8 +24,8 @@ LARGE: Final = 4096  # bytes of a packet of which a copy costs more than a view
 
 def _kept(piece: memoryview) -> bytes | memoryview:
     """A piece itself if it is large and nearly all of its buffer, else a copy."""
-    whole = piece.obj
-    if len(piece) >= LARGE and isinstance(whole, bytearray) and len(whole) < len(piece) + LARGE // 8:
+    size, whole = len(piece), piece.obj
+    if size >= LARGE and isinstance(whole, bytearray) and len(whole) < size + LARGE // 8:
         return piece
     return bytes(piece)
 
@@ -51,9 +51,12 @@ class Sent(Store):
             pool.holders[self] = None
         ahead = (seq - self._end) & SEQ_MASK
         if ahead < SEQ_HALF:  # nothing left before that could be compared
-            at = self._end + ahead
-            self.append(at, _kept(data))
-            self._end = at + len(data)
+            at, size = self._end + ahead, len(data)
+            self._starts.append(at)
+            self._blobs.append(_kept(data))
+            self._end = at + size
+            self.size += size
+            pool.free -= size + PIECE_COST
         elif not self._again(self._position(seq), data):
             return False
         while self.size > MAX_SENT:

@@ -78,13 +78,6 @@ class Store:
         self._blobs.insert(index, data)
         self._count(len(data), 1)
 
-    def append(self, at: int, data: bytes | memoryview) -> None:
-        """The same, where nothing is here that far."""
-        self._starts.append(at)
-        self._blobs.append(data)
-        self.size += len(data)
-        self._pool.free -= len(data) + PIECE_COST
-
     def read(self, at: int, size: int) -> bytes:
         """Up to `size` bytes from `at` on, as far as they are here without a hole."""
         index = self._index(at)
