@@ -319,6 +319,7 @@ int tlsnic_ctrl(struct tlsnic_priv *priv, u8 class, u8 cmd, const void *data,
 		size_t size);
 int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs);
 int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs);
+void tlsnic_spread(struct tlsnic_priv *priv);
 
 /* tlsnic_netdev.c */
 struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev,

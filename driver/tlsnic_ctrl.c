@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The control queue, and the number of queue pairs, which needs it */
+#include <linux/cpumask.h>
 #include <linux/delay.h>
+#include <linux/virtio_config.h>
 
 #include "tlsnic.h"
 
@@ -74,6 +76,30 @@ int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 	return 0;
 }
 
+/*
+ * Give every pair processors of its own: they send by it, and get its
+ * interrupts, since the device answers a flow in the pair that it sends by.
+ * Without that nothing breaks.
+ */
+void tlsnic_spread(struct tlsnic_priv *priv)
+{
+	unsigned int i, cpu;
+	cpumask_var_t cpus;
+
+	if (!zalloc_cpumask_var(&cpus, GFP_KERNEL))
+		return;
+	for (i = 0; i < min(priv->pairs, nr_cpu_ids); i++) {
+		cpumask_clear(cpus);
+		for_each_possible_cpu(cpu)
+			if (cpu % priv->pairs == i)
+				cpumask_set_cpu(cpu, cpus);
+		virtqueue_set_affinity(priv->rxq[i].vq, cpus);
+		virtqueue_set_affinity(priv->txq[i].vq, cpus);
+		netif_set_xps_queue(priv->dev, cpus, i);
+	}
+	free_cpumask_var(cpus);
+}
+
 /* Wait until no packet is left in the tx queues from @first on */
 static int tlsnic_drain(struct tlsnic_priv *priv, unsigned int first)
 {
@@ -107,7 +133,9 @@ int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 		err = tlsnic_set_pairs(priv, pairs);
 		if (err)
 			return err;
-		return netif_set_real_num_queues(dev, pairs, pairs);
+		err = netif_set_real_num_queues(dev, pairs, pairs);
+		tlsnic_spread(priv);
+		return err;
 	}
 	err = netif_set_real_num_queues(dev, pairs, pairs);
 	if (err)
@@ -117,5 +145,6 @@ int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 		err = tlsnic_set_pairs(priv, pairs);
 	if (err)
 		netif_set_real_num_queues(dev, old, old);
+	tlsnic_spread(priv);
 	return err;
 }

@@ -188,6 +188,7 @@ static int tlsnic_adopt(struct tlsnic_priv *priv)
 	err = register_netdev(priv->dev);
 	if (err)
 		return err;
+	tlsnic_spread(priv);
 	priv->adopted = true;
 	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_kick_work(priv, false);
@@ -341,6 +342,7 @@ static int tlsnic_restore(struct virtio_device *vdev)
 	tlsnic_ctx_all_lost(priv);
 	if (tlsnic_set_pairs(priv, priv->pairs))
 		netdev_warn(priv->dev, "cannot use %u queues\n", priv->pairs);
+	tlsnic_spread(priv);
 	netif_device_attach(priv->dev);
 	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_kick_work(priv, err < 0);
