@@ -4,6 +4,10 @@ One `QueuePair` is one receiveq and one transmitq. The loop calls `drain_tx` whe
 what a port read; both take a bounded number of packets, publish the used index once, and say whether the guest wants
 to be signalled. A port is anything with `send(packet) -> bool`.
 
+Signals of tx queues may wait. All that the guest does about one is to free what was sent, but it costs the guest an
+interrupt and QEMU a wake-up; a datagram, or an acknowledgement, costs less than that. What somebody waits for is not
+put off: a command's reply, room in the ring (so many chains), and in socket buffers (so many bytes).
+
 A chain that could not be handled still goes home with length 0, so nothing leaks in the guest. A packet that finds
 too few rx buffers is refused whole (`deliver` returns what it could place), and the loop stops reading the port
 until the guest kicks the rx ring.
@@ -21,7 +25,10 @@ from nicdev.virtio import features
 from nicdev.virtio.ring import SplitRing
 
 BURST: Final = 64  # packets per call, so that no queue starves another
+QUIET_CHAINS: Final = 16  # that may go home without a signal,
+QUIET_BYTES: Final = 32768  # with frames of so many bytes
 _TX_WIRE_PACKETS, _TX_DROP_PORT = int(Counter.TX_WIRE_PACKETS), int(Counter.TX_DROP_PORT)
+_TX_BYTES, _RX_PACKETS, _RX_BYTES = int(Counter.TX_BYTES), int(Counter.RX_PACKETS), int(Counter.RX_BYTES)
 NUM_BUFFERS_AT: Final = 10  # offset of num_buffers in virtio_net_hdr_v1
 
 
@@ -40,17 +47,21 @@ class QueuePair:
         self.nic = nic
         self.rx: SplitRing | None = None
         self.tx: SplitRing | None = None
+        self._quiet = 0  # bytes sent since the last signal of tx
+        self._replied = False  # since then
 
     def drain_tx(self, send: Callable[[Packet], bool]) -> tuple[bool, bool]:
-        """Handle up to BURST tx chains. Returns (more may be waiting, guest wants a signal). Raises RingError."""
+        """Handle up to BURST tx chains. Returns (more may be waiting, a signal is owed). Raises RingError."""
         ring = self.tx
         if ring is None:
             return False, False
         stats, transmit, pop, push = self.nic.stats.values, self.nic.transmit, ring.pop, ring.push
+        before, more = stats[_TX_BYTES], True
         for _ in range(BURST):
             element = pop()
             if element is None:
-                return False, ring.publish()
+                more = False
+                break
             head, readable, writable = element
             written = 0
             try:
@@ -59,10 +70,24 @@ class QueuePair:
                     stats[_TX_WIRE_PACKETS if send(packet) else _TX_DROP_PORT] += 1
                 elif reply:
                     written = scatter(writable, reply)
+                    self._replied = True
             except FrameError as drop:
                 stats[drop.counter] += 1
             push(head, written)
-        return True, ring.publish()
+        self._quiet += stats[_TX_BYTES] - before
+        return more, ring.show()
+
+    @property
+    def urgent(self) -> bool:
+        """Whether the signal that is owed for tx cannot wait."""
+        ring = self.tx
+        full = ring is not None and ring.untold >= QUIET_CHAINS
+        return full or self._quiet >= QUIET_BYTES or self._replied
+
+    def settle(self) -> bool:
+        """Whether the signal that was owed for tx still is; the caller sends it then."""
+        self._quiet, self._replied = 0, False
+        return self.tx is not None and self.tx.publish()
 
     def deliver(self, packet: Packet) -> bool:
         """Put one packet into rx buffers, not yet published. Raises RingError.
@@ -88,8 +113,8 @@ class QueuePair:
         header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(used).to_bytes(2, "little")
         self._write(views, header, packet.frame)
         ring.push_taken(used)
-        stats[Counter.RX_PACKETS] += 1
-        stats[Counter.RX_BYTES] += len(packet.frame)
+        stats[_RX_PACKETS] += 1
+        stats[_RX_BYTES] += len(packet.frame)
         return True
 
     @staticmethod

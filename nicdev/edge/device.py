@@ -27,6 +27,7 @@ from nicdev.virtio.ring import SplitRing
 
 log = logging.getLogger(__name__)
 _ONE: Final = (1).to_bytes(8, "little")
+PATIENCE: Final = 0.001  # seconds for which a signal about what was sent may wait
 
 
 def _signal(fd: int) -> None:
@@ -57,6 +58,8 @@ class Device:
         self._fds: dict[int, tuple[int, int, int]] = {}  # vring index -> kick, call, err
         self._held: list[tuple[int, Packet]] = []
         self._drains: list[Callable[[], None]] = [partial(self._drain, pair) for pair in self.pairs]
+        self._settles: list[Callable[[], None]] = [partial(self._signal_late, pair) for pair in self.pairs]
+        self._owing = [False] * queue_pairs  # a signal that waits
         port.receiver = self._from_port
 
     # -- callbacks of the vhost-user protocol --------------------------------------------------------------------------
@@ -128,15 +131,27 @@ class Device:
             return
         try:
             ring.suppress_kicks()
-            more, signal = pair.drain_tx(self.port.send)
-            if signal:
-                _signal(self._fds[2 * pair.index + 1][1])
+            more, owed = pair.drain_tx(self.port.send)
+            if owed and pair.urgent:
+                self._signal_sent(pair)
+            elif owed and not self._owing[pair.index]:
+                self._owing[pair.index] = True
+                self._loop.call_at(self._loop.time() + PATIENCE, self._settles[pair.index])
             if more or ring.want_kicks():
                 self._loop.soon(self._drains[pair.index])
         except Exception as error:  # noqa: BLE001 - the ring is the boundary, whatever it was
             self._ring_failed(2 * pair.index + 1, Counter.TX_RING_ERRORS, error)
         if self.nic.messages:
             self._flush_messages()
+
+    def _signal_sent(self, pair: QueuePair) -> None:
+        """The guest is told that its packets are gone, if it still wants to be."""
+        if pair.settle():
+            _signal(self._fds[2 * pair.index + 1][1])
+
+    def _signal_late(self, pair: QueuePair) -> None:
+        self._owing[pair.index] = False
+        self._signal_sent(pair)
 
     def _flush_messages(self) -> None:
         try:

@@ -54,17 +54,18 @@ class Loop:
         else:
             self._timers[callback] = when
 
-    def _run_timers(self) -> None:
+    def _run_timers(self) -> float:
+        """Call back whose time has come; returns seconds until the next one's, -1: there is none."""
         now = self.time()
-        for callback in [callback for callback, when in self._timers.items() if when <= now]:
-            if self._timers.pop(callback, None) is not None:  # one that came before may have taken it away
-                callback()
-
-    def _patience(self) -> float:
-        """How long to wait for something to become readable, in seconds; -1: for ever."""
-        if self._soon or not self._running:
-            return 0
-        return max(0.0, min(self._timers.values()) - self.time()) if self._timers else -1
+        nearest = min(self._timers.values())
+        if nearest <= now:
+            for callback in [callback for callback, when in self._timers.items() if when <= now]:
+                if self._timers.pop(callback, None) is not None:  # one that came before may have taken it away
+                    callback()
+            if not self._timers:
+                return -1
+            nearest = min(self._timers.values())
+        return max(0.0, nearest - now)
 
     def install_signals(self) -> None:
         """End `run` on SIGTERM and SIGINT."""
@@ -86,9 +87,10 @@ class Loop:
             soon, self._soon = self._soon, {}
             for callback in soon:
                 callback()
-            if self._timers:
-                self._run_timers()
-            for fd, _events in self._epoll.poll(self._patience()):
+            patience = self._run_timers() if self._timers else -1
+            if self._soon or not self._running:
+                patience = 0
+            for fd, _events in self._epoll.poll(patience):
                 # A callback of this round may have unwatched an fd that is still in the list.
                 if (ready := self._callbacks.get(fd)) is not None:
                     ready()

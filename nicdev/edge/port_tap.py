@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import struct
+from io import FileIO
 from typing import Final
 
 from nicdev.edge.loop import Loop
@@ -64,8 +65,8 @@ class TapPort(Port):
         super().__init__()
         self._loop = loop
         self._fd = fd
-        self._header = bytearray(vnet.VNET_HDR.size)
-        self._frame = bytearray(MAX_FRAME)
+        self._read = FileIO(fd, "rb", closefd=False).readinto  # None where there is nothing; an exception costs more
+        self._buffer = memoryview(bytearray(vnet.VNET_HDR.size + MAX_FRAME))
         self._reading = False
         self.resume()
 
@@ -86,13 +87,13 @@ class TapPort(Port):
             self._loop.watch(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
-        header, frame = memoryview(self._header), memoryview(self._frame)
+        read, buffer, size = self._read, self._buffer, vnet.VNET_HDR.size
+        header = buffer[:size]
         for _ in range(BURST):
-            try:
-                n = os.readv(self._fd, (self._header, self._frame))
-            except BlockingIOError:
+            n = read(buffer)
+            if n is None:
                 return
-            if n > vnet.VNET_HDR.size and not self.receiver(header, frame[: n - vnet.VNET_HDR.size]):
+            if n > size and not self.receiver(header, buffer[size:n]):
                 self._reading = False
                 self._loop.unwatch(self._fd)
                 return

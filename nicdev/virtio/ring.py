@@ -9,6 +9,9 @@ again rather than wait.
 A packet may need many receive buffers: `take` pops as many chains as have room for it, or none, and `push_taken`
 returns them.
 
+A signal is an interrupt for the guest and a wake-up of QEMU, and the return of a tx chain seldom urgent. So `publish`
+comes in two steps for who wants to put the signal off, `show` and, later, `publish`.
+
 Trust. All that is read from shared memory may change while we look. A descriptor is copied once and the copy is
 judged; an indirect table is copied whole; the index words are read once per batch. A chain visits at most `num`
 descriptors, so every call is bounded. What breaks the rules raises RingError (GuestMemoryError for addresses),
@@ -19,7 +22,7 @@ Memory ordering. All of it is here; no other module touches index words.
    `struct.pack_into` may write byte by byte, so it is not used for them.
  - avail.idx is loaded before the entries it covers (acquire), used entries are stored before used.idx (release):
    free on x86-64, a barrier where the machine is `WEAKLY_ORDERED`.
- - used.idx is stored before used_event or avail.flags is loaded (`publish`), and avail_event or used.flags is
+ - used.idx is stored before used_event or avail.flags is loaded (`show`), and avail_event or used.flags is
    stored before avail.idx is loaded again (`want_kicks`): store before load needs a full barrier everywhere.
    Without it a kick or a signal is lost.
 
@@ -90,6 +93,7 @@ class SplitRing:
         "_num",
         "_published",
         "_seen",
+        "_told",
         "_used",
         "_used_entries",
         "_used_event_at",
@@ -116,7 +120,7 @@ class SplitRing:
         self.attach(memory)
         self._next = self._seen = base & 0xFFFF
         # Whoever served this ring before us left its position here; what the driver has seen is what counts.
-        self._used_next = self._published = self._used[_IDX]
+        self._used_next = self._published = self._told = self._used[_IDX]
 
     def attach(self, memory: GuestMemory) -> None:
         """Go on in another memory table, at the same addresses.
@@ -310,18 +314,35 @@ class SplitRing:
         self._used_next = at & 0xFFFF
 
     def publish(self) -> bool:
-        """Show all pushed chains to the driver. Returns whether it must be signalled (sections 2.7.7.2 and 2.7.10)."""
-        old, new = self._published, self._used_next
-        if old == new:
-            return False
-        if WEAKLY_ORDERED:
+        """Show all pushed chains to the driver. Returns whether it must be signalled, now."""
+        owed = self.show()
+        self._told = self._published
+        return owed
+
+    def show(self) -> bool:
+        """Show all pushed chains to the driver. Returns whether a signal is owed (sections 2.7.7.2 and 2.7.10), which
+        may wait: until `publish` is to be called, which tells whether the driver has looked by itself meanwhile."""
+        new = self._used_next
+        if new != self._published:
+            if WEAKLY_ORDERED:
+                full_barrier()
+            self._used[_IDX] = new
+            self._published = new
             full_barrier()
-        self._used[_IDX] = new
-        self._published = new
-        full_barrier()
+        if new == self._told:
+            return False
         if self._event_idx:
-            return (new - self._avail[self._used_event_at] - 1) & 0xFFFF < (new - old) & 0xFFFF
-        return not self._avail[_FLAGS] & VIRTQ_AVAIL_F_NO_INTERRUPT
+            owed = (new - self._avail[self._used_event_at] - 1) & 0xFFFF < (new - self._told) & 0xFFFF
+        else:
+            owed = not self._avail[_FLAGS] & VIRTQ_AVAIL_F_NO_INTERRUPT
+        if not owed:
+            self._told = new
+        return owed
+
+    @property
+    def untold(self) -> int:
+        """How many chains have been shown since the last signal."""
+        return (self._published - self._told) & 0xFFFF
 
     # -- kicks -----------------------------------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 SIZE = 1 << 17
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("num", "event_idx", "count"), [(2, True, 100000), (4, False, 100000), (64, True, 300000)])
-def test_nothing_is_lost_between_processes(num: int, event_idx: bool, count: int) -> None:
+def test_nothing_is_lost_between_processes(num: int, event_idx: bool, count: int, late: bool) -> None:
     host = LinuxHost()
     memfd = os.memfd_create("ring")
     os.ftruncate(memfd, SIZE)
@@ -41,7 +42,7 @@ def test_nothing_is_lost_between_processes(num: int, event_idx: bool, count: int
         where = FakeQueue(memoryview(bytearray(SIZE)), 0, num)
         layout = RingLayout(num, where.desc_at, where.avail_at, where.used_at)
         ring = SplitRing(GuestMemory([Region(0, 0, SIZE, view)]), layout, base=65000, event_idx=event_idx)
-        done = serve(ring, host, kick, call, pid)
+        done = serve(ring, host, kick, call, pid, late=late)
         assert driver.wait(PATIENCE) == 0, "a signal was lost"
         assert done == count
     finally:
@@ -51,18 +52,24 @@ def test_nothing_is_lost_between_processes(num: int, event_idx: bool, count: int
             os.close(fd)
 
 
-def serve(ring: SplitRing, host: LinuxHost, kick: int, call: int, pid: int) -> int:
-    """Be the device until the driver's process ends; returns the number of chains used."""
+def serve(ring: SplitRing, host: LinuxHost, kick: int, call: int, pid: int, *, late: bool) -> int:
+    """Be the device until the driver's process ends; returns the number of chains used.
+
+    `late`: a signal that is owed waits until there is nothing else to do.
+    """
     done = 0
     while True:
         ring.suppress_kicks()
         while (chain := ring.pop()) is not None:
             ring.push(chain[0], 0)
             done += 1
-        if ring.publish():
+        owed = ring.show() if late else ring.publish()
+        if owed and not late:
             host.signal(call)
         if ring.want_kicks():
             continue
+        if owed and late and ring.publish():
+            host.signal(call)
         ready = select.select([kick, pid], [], [], 2 * PATIENCE)[0]
         assert ready, "neither a kick nor the driver's end"
         if kick not in ready:

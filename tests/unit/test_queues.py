@@ -8,7 +8,7 @@ import pytest
 
 from nicdev import abi
 from nicdev.nic import Packet
-from nicdev.queues import QueuePair
+from nicdev.queues import QUIET_BYTES, QUIET_CHAINS, QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.features import VIRTIO_NET_F_MRG_RXBUF
 from tests.support.nic_chains import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
@@ -160,3 +160,66 @@ def test_a_packet_is_laid_over_buffers_of_any_size(sizes: list[int], apart: int)
     assert len(there) - sizes[len(used) - 1] < len(expected)
     assert sum(written for _, written in used) == len(expected)
     assert [written for _, written in used][:-1] == sizes[: len(used) - 1]
+
+
+class Sender:
+    """A driver that posts chains, and what the queue then owes: nothing, a signal "later" or "now"."""
+
+    def __init__(self) -> None:
+        self.pair = QueuePair(0, make_nic())
+        self.queue, self.pair.tx = make(64, event_idx=True)
+
+    def post(self, chain: bytes, reply: int = 0) -> str:
+        self.queue.ram[DATA : DATA + len(chain)] = chain
+        self.queue.add([(DATA, len(chain))], [(DATA + 65536, reply)] if reply else [])
+        self.queue.publish()
+        more, owed = self.pair.drain_tx(lambda _: True)
+        assert not more
+        if not owed:
+            return ""
+        return "now" if self.pair.urgent and self.pair.settle() else "later"
+
+
+def test_so_many_small_frames_need_no_signal_at_once() -> None:
+    sender = Sender()
+    for _ in range(3):
+        sender.queue.want_signal()
+        signals = [sender.post(PLAIN + bytes(60)) for _ in range(QUIET_CHAINS + 1)]
+        assert signals == ["later"] * (QUIET_CHAINS - 1) + ["now", ""]
+        assert len(sender.queue.collect()) == QUIET_CHAINS + 1
+
+
+def test_so_many_bytes_need_no_signal_at_once() -> None:
+    sender = Sender()
+    for _ in range(3):
+        sender.queue.want_signal()
+        signals = [sender.post(PLAIN + bytes(size)) for size in (QUIET_BYTES - 1000, 999, 1)]
+        assert signals == ["later", "later", "now"]
+        sender.queue.collect()
+
+
+def test_a_reply_is_signalled_at_once() -> None:
+    sender = Sender()
+    sender.queue.want_signal()
+    assert sender.post(PLAIN + bytes(60)) == "later"
+    nothing = bytes([abi.HDR_F_EXT]) + PLAIN[1:] + bytes([abi.ExtType.COMMAND]) + bytes(31)
+    assert sender.post(nothing, reply=64) == "now"
+    sender.queue.collect()
+    sender.queue.want_signal()
+    assert sender.post(PLAIN + bytes(60)) == "later", "only the reply was urgent"
+
+
+def test_who_wants_no_signal_gets_none() -> None:
+    sender = Sender()
+    sender.queue.want_signal()
+    assert sender.post(PLAIN + bytes(QUIET_BYTES)) == "now"
+    assert sender.post(PLAIN + bytes(QUIET_BYTES)) == ""
+    sender.queue.collect()
+    sender.queue.want_signal()
+    assert sender.post(PLAIN + bytes(QUIET_BYTES)) == "now"
+    sender.queue.collect()
+    sender.queue.want_signal()
+    assert sender.post(PLAIN + bytes(60)) == "later"
+    sender.queue.collect()
+    sender.queue.want_signal()
+    assert not sender.pair.settle(), "the driver has looked by itself"

@@ -312,6 +312,41 @@ class TestNotification:
             assert queue.want_signal() is True
             queue.collect()
 
+    @pytest.mark.parametrize("start", [0, 65530, 65535])
+    @pytest.mark.parametrize("event_idx", [False, True])
+    def test_a_signal_waits_until_it_is_sent(self, start: int, event_idx: bool) -> None:
+        """Unless the driver looks meanwhile, and asks anew or for nothing."""
+        queue, ring = make(8, event_idx=event_idx, start=start)
+
+        def use_one() -> None:
+            queue.add([(DATA, 1)], [])
+            queue.publish()
+            chain = ring.pop()
+            assert chain is not None
+            ring.push(chain[0], 0)
+
+        queue.want_signal()
+        for shown in range(1, 4):
+            use_one()
+            assert ring.show() is True
+            assert (ring.untold, len(queue.in_flight)) == (shown, shown), "seen by the driver when it looks"
+        assert ring.publish() is True
+        assert ring.publish() is False, "it was sent"
+        assert ring.show() is False
+        assert len(queue.collect()) == 3
+        queue.want_signal()
+        use_one()
+        assert ring.show() is True
+        assert len(queue.collect()) == 1
+        if event_idx:
+            queue.want_signal()
+        else:
+            queue.no_signals()
+        assert ring.publish() is False
+        queue.want_signal()
+        use_one()
+        assert ring.publish() is True
+
 
 @pytest.mark.parametrize("num", [1, 2, 16, 256, 32768])
 def test_indexes_wrap(num: int) -> None:

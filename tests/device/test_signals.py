@@ -1,0 +1,101 @@
+"""When the guest hears that its packets are gone: what somebody waits for at once, all else soon."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nicdev.edge.device import PATIENCE
+from nicdev.edge.loop import Loop
+from nicdev.edge.port import Port
+from nicdev.queues import QUIET_BYTES, QUIET_CHAINS
+from tests.device.test_device_hostile import PLAIN, Guest, loop, rounds
+from tests.support.nic_chains import segment
+
+__all__ = ["loop"]
+
+
+class Clock:
+    """The loop's, which stands still."""
+
+    def __init__(self, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(loop, "time", lambda: self.now)
+
+
+@pytest.fixture
+def clock(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(loop, monkeypatch)
+
+
+@pytest.fixture
+def guest(loop: Loop) -> Guest:
+    found = Guest(loop, Port())
+    found.start(1)
+    rounds(loop)
+    return found
+
+
+def signalled(guest: Guest) -> bool:
+    """Whether the tx queue has been signalled since the last time."""
+    try:
+        return bool(os.eventfd_read(guest.calls[1]))
+    except BlockingIOError:
+        return False
+
+
+def test_a_small_packets_signal_waits(loop: Loop, guest: Guest, clock: Clock) -> None:
+    for _ in range(2):
+        for _ in range(QUIET_CHAINS - 1):
+            guest.transmit(PLAIN + segment(b"x"))
+            rounds(loop)
+            clock.now += PATIENCE / QUIET_CHAINS
+        assert len(guest.queues[1].collect()) == QUIET_CHAINS - 1
+        assert not signalled(guest)
+        clock.now += PATIENCE
+        rounds(loop)
+        assert signalled(guest)
+        clock.now += PATIENCE
+        rounds(loop)
+        assert not signalled(guest), "once is enough"
+
+
+def test_a_signal_that_waits_is_not_sent_to_who_wants_none(loop: Loop, guest: Guest, clock: Clock) -> None:
+    guest.transmit(PLAIN + segment(b"x"))
+    rounds(loop)
+    guest.queues[1].no_signals()
+    clock.now += PATIENCE
+    rounds(loop)
+    assert not signalled(guest)
+
+
+def test_many_packets_and_large_ones_are_signalled_at_once(loop: Loop, guest: Guest, clock: Clock) -> None:
+    for _ in range(QUIET_CHAINS):
+        guest.transmit(PLAIN + segment(b"x"))
+    rounds(loop)
+    assert signalled(guest)
+    guest.transmit(PLAIN + segment(bytes(QUIET_BYTES)))
+    rounds(loop)
+    assert signalled(guest)
+    assert clock.now == 0
+
+
+def test_a_queue_is_stopped_while_its_signal_waits(loop: Loop, guest: Guest, clock: Clock) -> None:
+    """Whoever starts it again signals first of all; until then there is nobody to be signalled."""
+    ring = guest.device.pairs[0].tx
+    assert ring is not None
+    guest.transmit(PLAIN + segment(b"x"))
+    rounds(loop)
+    guest.device.queue_stopped(1)
+    clock.now += PATIENCE
+    rounds(loop)
+    assert not signalled(guest)
+    guest.device.queue_started(1, ring, guest.kicks[1], guest.calls[1], guest.errs[1])
+    for _ in range(2):
+        guest.transmit(PLAIN + segment(b"x"))
+        rounds(loop)
+        assert not signalled(guest)
+        clock.now += PATIENCE
+        rounds(loop)
+        assert signalled(guest)
