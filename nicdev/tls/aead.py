@@ -26,7 +26,6 @@ from typing import Final, Protocol
 from cryptography.exceptions import AlreadyFinalized, InternalError, InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers import (
     AEADDecryptionContext,
-    AEADEncryptionContext,
     algorithms,
     modes,
 )
@@ -55,20 +54,24 @@ FAULTS: Final = (KeyWipedError, InternalError, AlreadyFinalized)
 
 
 class Sealer(Protocol):
-    """Encrypts one message piece by piece. Any method may raise one of FAULTS."""
+    """Encrypts one message piece by piece, as the library itself does it. Any method may raise one of FAULTS."""
 
-    def update(self, src: BytesLike, dst: memoryview) -> None:
-        """Encrypt `src` into `dst` of the same length."""
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        """Encrypt `data` into `buf` of the same length."""
 
-    def finish(self) -> bytes:
-        """The tag; once, after the last piece."""
+    def finalize(self) -> bytes:
+        """Make the tag; once, after the last piece. What it returns says nothing."""
+
+    @property
+    def tag(self) -> bytes:
+        """The tag, once it was made."""
 
 
 class Opener(Protocol):
     """Decrypts one message piece by piece; nothing is authentic before `verify` says so. May raise one of FAULTS."""
 
-    def update(self, src: BytesLike, dst: memoryview) -> None:
-        """Decrypt `src` into `dst` of the same length."""
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        """Decrypt `data` into `buf` of the same length."""
 
     def verify(self, tag: BytesLike) -> bool:
         """Whether the tag is right; once, after the last piece."""
@@ -131,7 +134,9 @@ class AeadKey:
         aes = self._block_cipher()
         if aes is None:
             return _ChaChaSealer(self._key, nonce, aad)
-        return _GcmSealer(Ciphering(aes, modes.GCM(nonce)).encryptor(), aad)
+        sealer = Ciphering(aes, modes.GCM(nonce)).encryptor()
+        sealer.authenticate_additional_data(aad)
+        return sealer
 
     def opener(self, nonce: BytesLike, aad: BytesLike) -> Opener:
         """Start to decrypt a message in pieces. May raise one of FAULTS."""
@@ -169,21 +174,6 @@ class AeadKey:
 _expanded: Final[deque[AeadKey]] = deque()  # the first is the next that is not any more
 
 
-class _GcmSealer:
-    __slots__ = ("_context",)
-
-    def __init__(self, context: AEADEncryptionContext, aad: BytesLike) -> None:
-        self._context = context
-        context.authenticate_additional_data(aad)
-
-    def update(self, src: BytesLike, dst: memoryview) -> None:
-        self._context.update_into(src, dst)
-
-    def finish(self) -> bytes:
-        self._context.finalize()
-        return self._context.tag
-
-
 class _GcmOpener:
     __slots__ = ("_context",)
 
@@ -191,8 +181,8 @@ class _GcmOpener:
         self._context = context
         context.authenticate_additional_data(aad)
 
-    def update(self, src: BytesLike, dst: memoryview) -> None:
-        self._context.update_into(src, dst)
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        return self._context.update_into(data, buf)
 
     def verify(self, tag: BytesLike) -> bool:
         try:
@@ -223,23 +213,28 @@ class _ChaChaStream:
 
 
 class _ChaChaSealer(_ChaChaStream):
-    __slots__ = ()
+    __slots__ = ("tag",)
 
-    def update(self, src: BytesLike, dst: memoryview) -> None:
-        self._length += self._stream.update_into(src, dst)
-        self._mac.update(dst)
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        size = self._stream.update_into(data, buf)
+        self._length += size
+        self._mac.update(buf)
+        return size
 
-    def finish(self) -> bytes:
+    def finalize(self) -> bytes:
         self._close()
-        return self._mac.finalize()
+        self.tag = self._mac.finalize()
+        return b""
 
 
 class _ChaChaOpener(_ChaChaStream):
     __slots__ = ()
 
-    def update(self, src: BytesLike, dst: memoryview) -> None:
-        self._mac.update(src)  # first, since dst may be the same memory
-        self._length += self._stream.update_into(src, dst)
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        self._mac.update(data)  # first, since buf may be the same memory
+        size = self._stream.update_into(data, buf)
+        self._length += size
+        return size
 
     def verify(self, tag: BytesLike) -> bool:
         self._close()

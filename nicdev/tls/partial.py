@@ -60,9 +60,11 @@ class SealingRecord(_PartialRecord):
         """
         start, end = self._split(src)
         if start < end:
-            self._sealer.update(src[start:end], dst[start:end])
+            self._sealer.update_into(src[start:end], dst[start:end])
         if end < len(src):
-            self._tag = self._tag or self._sealer.finish()
+            if not self._tag:
+                self._sealer.finalize()
+                self._tag = self._sealer.tag
             done = self._pos - self._text_end
             dst[end:] = self._tag[done - (len(src) - end) : done]
         return end - start
@@ -84,7 +86,7 @@ class OpeningRecord(_PartialRecord):
         """
         start, end = self._split(src)
         if start < end:
-            self._opener.update(src[start:end], dst[start:end])
+            self._opener.update_into(src[start:end], dst[start:end])
         self._tag += src[end:]
         return start, end
 
