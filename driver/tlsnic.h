@@ -175,8 +175,6 @@ struct tlsnic_ctx {
 	struct tlsnic_cmd *del;		/* made ahead, so that del cannot fail */
 	u32 slot;
 	enum tlsnic_dir dir;
-	bool held;			/* maybe, by the device; ctx_mutex */
-	bool adding;			/* the first ADD is out; ctx_mutex */
 
 	spinlock_t lock;		/* guards the fields up to @add */
 	u32 generation;
@@ -193,7 +191,7 @@ struct tlsnic_ctx {
 	/* rx only */
 	struct sock *sk;		/* until tls_dev_del; to ask the stack */
 	bool attempt;			/* @async is open, and without a guess */
-	u32 attempt_bytes;		/* that came since it was opened */
+	struct delayed_work attempt_look;
 	enum tls_offload_sync_type sync_type;	/* rx only, set once */
 	struct tls_offload_resync_async async;	/* the stack's, for that type */
 
@@ -405,7 +403,7 @@ void tlsnic_resync_init(struct tlsnic_ctx *ctx, struct sock *sk);
 void tlsnic_resync_stop(struct tlsnic_ctx *ctx);
 void tlsnic_resync_cancel(struct tlsnic_ctx *ctx);
 void tlsnic_resync_question(struct tlsnic_ctx *ctx,
-			    const struct tlsnic_rx_tls *tls, u32 frame);
+			    const struct tlsnic_rx_tls *tls);
 int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 			 u64 rcd_sn);
 

@@ -83,7 +83,7 @@ static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
  * does not wait for it, so it works with the interface down, under RTNL, for
  * thousands of contexts.
  */
-void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
+static void tlsnic_ctx_withdraw(struct tlsnic_ctx *ctx)
 {
 	struct tlsnic_priv *priv = ctx->priv;
 
@@ -95,13 +95,20 @@ void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
 	ctx->del = NULL;
 	ida_free(&priv->slot_ida, ctx->slot);
 	mutex_unlock(&priv->ctx_mutex);
+}
+
+void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
+{
+	tlsnic_ctx_withdraw(ctx);
 	tlsnic_ctx_free(ctx);
 }
 
 /*
  * Choose a handle and add the context to the device. The table knows the
  * handle first: the device's verdicts may be here before its reply. On error
- * nothing remains and the caller frees @ctx.
+ * nothing remains and the caller frees @ctx. Whatever the error, a DEL follows:
+ * the device may have the context all the same, now or later, and what it holds
+ * would block the slot.
  */
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 {
@@ -109,8 +116,6 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 
 	ctx->priv = priv;
 	spin_lock_init(&ctx->lock);
-	ctx->held = true;
-	ctx->adding = true;
 	ctx->on_device = true;
 	ctx->in_sync = true;
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
@@ -122,21 +127,8 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	if (err)
 		return err;
 	err = tlsnic_ctx_send_add(ctx);
-
-	mutex_lock(&priv->ctx_mutex);
-	ctx->adding = false;
-	if (!err)
-		goto unlock;
-	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
-	if (err == -ETIMEDOUT || err == -EIO) {
-		/* it may have the context, now or later: let a DEL follow */
-		tlsnic_command_handle(ctx->del, ctx->slot, ctx->generation);
-		tlsnic_cmd_post(priv, ctx->del);
-		ctx->del = NULL;
-	}
-	ida_free(&priv->slot_ida, ctx->slot);
-unlock:
-	mutex_unlock(&priv->ctx_mutex);
+	if (err)
+		tlsnic_ctx_withdraw(ctx);
 	return err;
 }
 
@@ -169,10 +161,7 @@ static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
 	tlsnic_resync_cancel(ctx);
 }
 
-/*
- * The device that knew our contexts is gone. An ADD still in the ring, though,
- * is carried out by the new one.
- */
+/* The device that knew our contexts is gone, or says so */
 void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 {
 	struct tlsnic_ctx *ctx;
@@ -181,17 +170,15 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 	mutex_lock(&priv->ctx_mutex);
 	for (i = 0; i < priv->slot_count; i++) {
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (!ctx)
-			continue;
-		ctx->held = ctx->adding;
-		tlsnic_ctx_lost(ctx);
+		if (ctx)
+			tlsnic_ctx_lost(ctx);
 	}
 	mutex_unlock(&priv->ctx_mutex);
 }
 
 /*
- * The device says that it does not know the context, and may be wrong (or was
- * asked before and answered nonsense): what it holds would block the slot.
+ * The device says that it does not know the context, and may be wrong, or an
+ * ADD is still in the ring: what it holds would block the slot.
  */
 static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx)
 {
@@ -213,12 +200,9 @@ static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 {
 	int err;
 
-	if (ctx->held) {
-		err = tlsnic_ctx_clear_slot(ctx);
-		if (err)
-			return err;
-	}
-	ctx->held = true;
+	err = tlsnic_ctx_clear_slot(ctx);
+	if (err)
+		return err;
 	spin_lock_bh(&ctx->lock);
 	WRITE_ONCE(ctx->generation, ++slot->generation);
 	spin_unlock_bh(&ctx->lock);

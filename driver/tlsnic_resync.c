@@ -24,11 +24,13 @@
 
 /*
  * The stack counts the records of an open attempt in 16 bits and complains when
- * they are used up. A device that does not end an attempt forgot about it. The
- * bytes that came since are the measure: the stack may read them at any time,
- * and no record of these ciphers is shorter than 29 of them.
+ * they are used up. A device that does not end an attempt by then forgot about
+ * it. Whether it still speaks of the context does not matter, so we look at the
+ * count from time to time: no processor decrypts half of these records before
+ * the next look.
  */
-#define TLSNIC_ATTEMPT_BYTES	(512 << 10)
+#define TLSNIC_ATTEMPT_RECORDS	(U16_MAX / 2)
+#define TLSNIC_ATTEMPT_LOOK	(HZ / 50)
 
 static enum tls_offload_sync_type
 tlsnic_sync_type(const struct tlsnic_ctx *ctx)
@@ -44,19 +46,6 @@ tlsnic_sync_type(const struct tlsnic_ctx *ctx)
 	}
 }
 
-/* A new rx context; from here on the device may ask */
-void tlsnic_resync_init(struct tlsnic_ctx *ctx, struct sock *sk)
-{
-	ctx->sync_type = tlsnic_sync_type(ctx);
-	/* for that type alone: the field shares its place with the others' */
-	if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ_ASYNC)
-		tls_offload_ctx_rx(tls_get_ctx(sk))->resync_async = &ctx->async;
-	tls_offload_rx_resync_set_type(sk, ctx->sync_type);
-	spin_lock_bh(&ctx->lock);
-	ctx->sk = sk;
-	spin_unlock_bh(&ctx->lock);
-}
-
 /* An attempt ends without a guess. Under lock. */
 static void tlsnic_attempt_cancel(struct tlsnic_ctx *ctx)
 {
@@ -67,6 +56,34 @@ static void tlsnic_attempt_cancel(struct tlsnic_ctx *ctx)
 	tlsnic_inc(ctx->priv, rx_tls_resync_req_skip);
 }
 
+/* How far has the stack come with the attempt that is open, if one is? */
+static void tlsnic_attempt_look(struct work_struct *work)
+{
+	struct tlsnic_ctx *ctx = container_of(to_delayed_work(work),
+					      struct tlsnic_ctx, attempt_look);
+
+	spin_lock_bh(&ctx->lock);
+	if (READ_ONCE(ctx->async.rcd_delta) > TLSNIC_ATTEMPT_RECORDS)
+		tlsnic_attempt_cancel(ctx);
+	if (ctx->attempt)
+		schedule_delayed_work(&ctx->attempt_look, TLSNIC_ATTEMPT_LOOK);
+	spin_unlock_bh(&ctx->lock);
+}
+
+/* A new rx context; from here on the device may ask */
+void tlsnic_resync_init(struct tlsnic_ctx *ctx, struct sock *sk)
+{
+	INIT_DELAYED_WORK(&ctx->attempt_look, tlsnic_attempt_look);
+	ctx->sync_type = tlsnic_sync_type(ctx);
+	/* for that type alone: the field shares its place with the others' */
+	if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ_ASYNC)
+		tls_offload_ctx_rx(tls_get_ctx(sk))->resync_async = &ctx->async;
+	tls_offload_rx_resync_set_type(sk, ctx->sync_type);
+	spin_lock_bh(&ctx->lock);
+	ctx->sk = sk;
+	spin_unlock_bh(&ctx->lock);
+}
+
 /* The device forgot what it asked; any context */
 void tlsnic_resync_cancel(struct tlsnic_ctx *ctx)
 {
@@ -75,31 +92,29 @@ void tlsnic_resync_cancel(struct tlsnic_ctx *ctx)
 	spin_unlock_bh(&ctx->lock);
 }
 
-/* The socket goes: no question reaches it any more */
+/* The socket goes: no question reaches it any more; sleeps */
 void tlsnic_resync_stop(struct tlsnic_ctx *ctx)
 {
 	spin_lock_bh(&ctx->lock);
 	tlsnic_attempt_cancel(ctx);
 	ctx->sk = NULL;
 	spin_unlock_bh(&ctx->lock);
+	cancel_delayed_work_sync(&ctx->attempt_look);
 }
 
 /*
- * One attempt at a time: every start is followed by an end or a skip. @frame is
- * the length of the frame that comes with it. Under lock.
+ * One attempt at a time: every start is followed by an end or a skip. Under
+ * lock.
  */
-static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len,
-			   u32 frame)
+static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len)
 {
 	struct tlsnic_priv *priv = ctx->priv;
 
-	ctx->attempt_bytes += frame;
-	if (flags & (TLSNIC_RX_F_RESYNC_START | TLSNIC_RX_F_RESYNC_CANCEL) ||
-	    ctx->attempt_bytes > TLSNIC_ATTEMPT_BYTES)
+	if (flags & (TLSNIC_RX_F_RESYNC_START | TLSNIC_RX_F_RESYNC_CANCEL))
 		tlsnic_attempt_cancel(ctx);
 	if (flags & TLSNIC_RX_F_RESYNC_START) {
 		ctx->attempt = true;
-		ctx->attempt_bytes = frame;
+		schedule_delayed_work(&ctx->attempt_look, TLSNIC_ATTEMPT_LOOK);
 		tlsnic_resync_start(ctx->sk, &ctx->async, cpu_to_be32(seq),
 				    min_t(u32, len, U16_MAX));
 		tlsnic_inc(priv, rx_tls_resync_req_start);
@@ -110,9 +125,9 @@ static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len,
 	}
 }
 
-/* What the device asks about a context, if anything, with a frame. NAPI. */
+/* What the device asks about a context, with a frame. NAPI. */
 void tlsnic_resync_question(struct tlsnic_ctx *ctx,
-			    const struct tlsnic_rx_tls *tls, u32 frame)
+			    const struct tlsnic_rx_tls *tls)
 {
 	u32 seq = le32_to_cpu(tls->resync_seq);
 
@@ -127,7 +142,7 @@ void tlsnic_resync_question(struct tlsnic_ctx *ctx,
 					      cpu_to_be32(seq + TLS_HEADER_SIZE - 1));
 	else if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ_ASYNC)
 		tlsnic_attempt(ctx, tls->flags, seq,
-			       le32_to_cpu(tls->resync_len), frame);
+			       le32_to_cpu(tls->resync_len));
 unlock:
 	spin_unlock(&ctx->lock);
 }

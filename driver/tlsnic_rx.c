@@ -253,9 +253,8 @@ static bool tlsnic_rx_verdict(struct tlsnic_priv *priv, struct sk_buff *skb,
 	rcu_read_lock();
 	ctx = tlsnic_ctx_lookup(priv, le32_to_cpu(tls->slot),
 				le32_to_cpu(tls->generation), TLSNIC_DIR_RX);
-	if (ctx && (tls->flags & TLSNIC_RX_F_QUESTION ||
-		    READ_ONCE(ctx->attempt)))
-		tlsnic_resync_question(ctx, tls, skb->len);
+	if (ctx && tls->flags & TLSNIC_RX_F_QUESTION)
+		tlsnic_resync_question(ctx, tls);
 	rcu_read_unlock();
 	if (!(tls->flags & TLSNIC_RX_F_DECRYPTED))
 		return true;
