@@ -25,7 +25,7 @@ from nicdev.virtio import features
 from nicdev.virtio.ring import SplitRing
 
 BURST: Final = 64  # packets per call, so that no queue starves another
-QUIET_CHAINS: Final = 16  # that may go home without a signal,
+QUIET_CHAINS: Final = 64  # that may go home without a signal,
 QUIET_BYTES: Final = 32768  # with frames of so many bytes
 _TX_WIRE_PACKETS, _TX_DROP_PORT = int(Counter.TX_WIRE_PACKETS), int(Counter.TX_DROP_PORT)
 _TX_BYTES, _RX_PACKETS, _RX_BYTES = int(Counter.TX_BYTES), int(Counter.RX_PACKETS), int(Counter.RX_BYTES)

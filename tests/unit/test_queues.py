@@ -167,7 +167,7 @@ class Sender:
 
     def __init__(self) -> None:
         self.pair = QueuePair(0, make_nic())
-        self.queue, self.pair.tx = make(64, event_idx=True)
+        self.queue, self.pair.tx = make(128, event_idx=True)
 
     def post(self, chain: bytes, reply: int = 0) -> str:
         self.queue.ram[DATA : DATA + len(chain)] = chain
