@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from testbed.errors import AgentError
-from testbed.nic import NicProcess
+from testbed.nic import NIC_MODULE, NicProcess
 from testbed.setup import Assets
 from testbed.stages import BUILD, say
 from testbed.vm.agent import GuestAgent
@@ -93,6 +93,7 @@ def running(
     mtu: int = 1500,
     wire: Wire | None = None,
     nics: int = 1,
+    nic_module: str = NIC_MODULE,
 ) -> Iterator[Bed]:
     """Start NIC and guest, configure the network, and end both afterwards. Raises SetupError, BootFailed.
 
@@ -112,7 +113,8 @@ def running(
         for number in range(nics):
             port = f"tap:name=wire{number},mtu={mtu}{addresses}{namespace}"
             path = folder / f"nic{number}"
-            process = NicProcess([path], port, log, ["--queues", str(queues), *nic_arguments], wire)
+            options = ["--queues", str(queues), *nic_arguments]
+            process = NicProcess([path], port, log, options, wire, module=nic_module)
             processes.append(stack.enter_context(process))
         attached = tuple(
             VhostUserNic(str(process.sockets[0]), queues=queues, mac=mac, mtu=None if mtu == 1500 else mtu)

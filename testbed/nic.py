@@ -17,23 +17,32 @@ from testbed.wire.namespace import Wire
 
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 5
+NIC_MODULE: Final = "nicdev.cli"
 
 
 class NicProcess:
     """`vhost-user-tlsnic` serving `sockets` (created by it); `log` takes its stderr. Context manager.
 
-    It runs in the namespace of `wire` if one is given. After `stop` or `kill` it may be started again.
+    It runs in the namespace of `wire` if one is given. After `stop` or `kill` it may be started again. `module` is the
+    program, for a test that needs one with a difference.
     """
 
     def __init__(
-        self, sockets: Sequence[Path], port: str, log: Path, extra: Sequence[str] = (), wire: Wire | None = None
+        self,
+        sockets: Sequence[Path],
+        port: str,
+        log: Path,
+        extra: Sequence[str] = (),
+        wire: Wire | None = None,
+        *,
+        module: str = NIC_MODULE,
     ) -> None:
         self.sockets = list(sockets)
         self.log = log
         self.control_path = sockets[0].with_name(f"{sockets[0].name}.control")
         paths = [item for path in sockets for item in ("--socket-path", str(path))]
         control = ["--control", str(self.control_path)]
-        program = [sys.executable, "-m", "nicdev.cli", *paths, "--port", port, *control, *extra]
+        program = [sys.executable, "-m", module, *paths, "--port", port, *control, *extra]
         # The kernel ends it when the thread that started it goes, however that goes.
         self.argv = wire.argv(program) if wire else ["setpriv", "--pdeathsig", "KILL", "--", *program]
         self._process: subprocess.Popen[bytes] | None = None

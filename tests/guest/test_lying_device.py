@@ -1,0 +1,335 @@
+"""A device that lies, on purpose and at random: the guest lives, notices, and hands out no wrong byte.
+
+The NIC's program is the real one with a liar between device and driver (tests/support/lying_nic.py). What it lies about
+is told to it at run time, so one guest serves all tests. After each, the device is honest again: no context may be left
+anywhere, the kernel may have nothing to complain about, and new connections must be offloaded as ever.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from testbed.bed import MACS, Bed, configure_guest, running
+from testbed.setup import Assets
+from tests.guest.cases import both_ways
+from tests.guest.conftest import assert_settled, wait_until
+from tests.guest.exchange import (
+    CIPHERS,
+    WAIT,
+    Case,
+    Running,
+    exchange,
+    exchanging,
+    recv,
+    rx_case,
+    rx_personality,
+    send,
+    tx_case,
+)
+from tests.guest.resync_rx import desync
+from tests.support.packet_link import PacketLink
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
+
+SIZE = 200_000
+# What a device that was told nonsense, or taken at its word, drops rather than send
+DROPS = ("tx_drop_unknown_context", "tx_drop_stale_context", "tx_drop_wrong_seq", "rx_drop_inconsistent")
+BROKEN = ("rx_ring_errors", "tx_ring_errors")
+FRAME = bytes.fromhex(MACS[0].replace(":", "")) + bytes.fromhex("02000000000188b5") + bytes(200)
+RX_PERSONALITIES = ("driver-req", "driver-req-async", "core-next-hint", "ideal")
+DRIVER = "/opt/tlsnic/tlsnic.ko"
+
+
+@pytest.fixture(scope="module")
+def liar(assets: Assets) -> Iterator[Bed]:
+    with running(assets, name="test-liar", nic_module="tests.support.lying_nic") as bed:
+        yield bed
+
+
+@pytest.fixture
+def bed(liar: Bed, tmp_path: Path) -> Iterator[Bed]:
+    yield liar
+    fresh = both_ways("honest again", SIZE)
+    exchange(liar, [fresh], tmp_path / "fresh.pcap").offloaded()
+    assert_settled(liar, drops=DROPS + BROKEN)
+
+
+@contextmanager
+def lying(bed: Bed, *lies: str, share: float = 1) -> Iterator[Counter[str]]:
+    """The device lies so for the time of the block, on a share of all occasions; afterwards: how often."""
+    told: Counter[str] = Counter()
+    bed.nic.ask("lie", lies=lies, share=share, seed=" ".join(lies))
+    try:
+        yield told
+    finally:
+        told.update(bed.nic.ask("lie", lies=())["told"])
+
+
+# the guest's only network device, which has device ID 1 (virtio, section 5.1)
+FIND = "device=$(dirname $(grep -l 0x0001 /sys/bus/virtio/devices/*/device)) && cd /sys/bus/virtio/drivers/tlsnic"
+UNBIND, BIND = (f"{FIND} && echo ${{device##*/}} >{what}" for what in ("unbind", "bind"))
+STUCK = 20  # seconds within which a guest must be done with a small thing, whatever a device does
+
+
+def unbind(bed: Bed) -> None:
+    """Take the device from the driver."""
+    bed.agent.run(["sh", "-c", UNBIND], timeout=STUCK)
+
+
+def bind(bed: Bed) -> None:
+    """Give it back."""
+    bed.agent.run(["sh", "-c", BIND], timeout=STUCK)
+    configure_guest(bed.agent)
+
+
+def rebind(bed: Bed) -> None:
+    """The driver meets the device anew."""
+    unbind(bed)
+    bind(bed)
+
+
+NOTICED = {
+    "length zero": "rx_drop_length",
+    "length less than a header": "rx_drop_length",
+    "length without a frame": "rx_drop_length",
+    "length more than the buffer": "rx_drop_length",
+    "no buffers": "rx_drop_buffers",
+    "too many buffers": "rx_drop_buffers",
+    "more buffers than there are": "rx_drop_buffers",
+    "gso type": "rx_drop_header",
+    "gso size": "rx_drop_header",
+    "checksum outside": "rx_drop_header",
+    "extension type": "rx_drop_ext",
+    "extension cut": "rx_drop_ext",
+    "extension too small": "rx_drop_ext",
+    "extension beyond the buffer": "rx_drop_ext",
+    "verdict of an unknown context": "rx_drop_verdict",
+    "event about nobody": "events_stale",
+}
+
+
+@pytest.mark.parametrize("lie", NOTICED)
+def test_a_lie_is_noticed(liar: Bed, lie: str) -> None:
+    """Each lie about a frame is counted under its name. One by one, since the driver may take the next frame for a part
+    of the one before."""
+    with PacketLink(liar.wire) as link, lying(liar, lie) as told:
+        for _ in range(5):
+            before = liar.ethtool()[NOTICED[lie]]
+            link.send(FRAME)
+            wait_until(lambda n=before: liar.ethtool()[NOTICED[lie]] > n, f"{lie} is noticed")  # type: ignore[misc]
+    assert told[lie] >= 5
+    assert liar.guest.kernel_complaints() == []
+
+
+UNANSWERED = (
+    "nothing written",
+    "less than a reply written",
+    "more than a reply written",
+    "status",
+    "status of another",
+    "reply shorter than a reply",
+)
+
+
+@pytest.mark.parametrize("lie", UNANSWERED)
+def test_a_reply_is_not_believed(liar: Bed, lie: str) -> None:
+    """`ethtool -S` asks the device for its counters: without an answer they stay what they were."""
+    honest = Counter(liar.ethtool())
+    with lying(liar, lie) as told:
+        for _ in range(5):
+            assert liar.ethtool()["dev_cmd_ok"] == honest["dev_cmd_ok"]
+    assert told[lie] == 5
+    assert liar.ethtool()["cmd_failed"] == honest["cmd_failed"] + 5
+
+
+def test_a_reply_of_another_length(liar: Bed) -> None:
+    """The driver reads no more than the ring says was written, and of numbers whole ones."""
+    honest = Counter(liar.ethtool())
+    with lying(liar, "reply longer than written", "reply cut short") as told:
+        for _ in range(5):
+            assert len(liar.ethtool()) == len(honest)
+    assert told.total() == 5
+    assert liar.ethtool()["cmd_failed"] == honest["cmd_failed"]
+
+
+class Family(NamedTuple):
+    """Lies told at random, all at the same time, to connections that are made and used meanwhile."""
+
+    lies: Sequence[str]
+    share: float
+    counted: Sequence[str]  # by the driver, each at least once
+    large: bool = False  # frames, of many buffers, rather than of wire size
+    personality: str = "ideal"
+
+
+QUESTIONS = ("question", "question elsewhere")
+FAMILIES = {
+    "length": Family([*(lie for lie in NOTICED if lie.startswith("length")), "length beyond the frame",
+                      "length within the frame"], 0.03, ["rx_drop_length"]),
+    "length of a later buffer": Family(["length of a later buffer"], 0.2, ["rx_drop_length"], large=True),
+    "buffers": Family([lie for lie in NOTICED if "buffers" in lie], 0.1, ["rx_drop_buffers"], large=True),
+    "header": Family(["gso type", "gso size", "checksum outside", "segments of any size", "header of noise"], 0.04,
+                     ["rx_drop_header"]),
+    "extension": Family([*(lie for lie in NOTICED if lie.startswith("extension")), "extension into the frame"], 0.03,
+                        ["rx_drop_ext"]),
+    "verdict": Family(["verdict of an unknown context", "verdict of another generation", "verdict of a tx context",
+                       "verdict of a closed context"], 0.04, ["rx_drop_verdict"]),
+    "event": Family(["event about nobody", "event of a drop", "event of no context", "event of a change"], 0.1,
+                    ["events", "events_stale", "tx_tls_device_drop", "hello", "tls_recreated"]),
+    "hello unasked": Family(["hello unasked"], 0.5, []),
+    "answer": Family([*UNANSWERED, "reply longer than written"], 0.5, ["cmd_failed"]),
+    **{f"question of {name}": Family(QUESTIONS, 0.3, ["rx_tls_resync_req_pkt"], personality=name)
+       for name in RX_PERSONALITIES},
+}  # fmt: skip
+WIRE_SIZE = """
+seed = 1
+[rx]
+segments = "wire"
+"""
+
+
+def connections(name: str) -> list[Case]:
+    """Several at once, with keys for both directions and for one."""
+    size = 4 * SIZE
+    return [
+        *(both_ways(f"{name} {number}", SIZE, cipher=cipher) for number, cipher in enumerate(CIPHERS * 2)),
+        tx_case(f"{name} tx", send(size), size=size),
+        rx_case(f"{name} rx", send(size), size=size),
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_streams_arrive_whatever_the_device_says(bed: Bed, tmp_path: Path, name: str) -> None:
+    """Slower, perhaps by software, and not one byte wrong or in clear."""
+    lies, share, counted, large, personality = FAMILIES[name]
+    with ExitStack() as stack:
+        stack.enter_context(rx_personality(bed, personality))
+        if not large:
+            stack.enter_context(bed.nic.faults(WIRE_SIZE))
+        told = stack.enter_context(lying(bed, *lies, share=share))
+        seen = exchange(bed, connections(name), tmp_path / "wire.pcap")
+    seen.arrived()
+    seen.wire_is_encrypted()
+    assert told.total() >= 5, told
+    assert {lie for lie in lies if lie not in NOTICED and lie not in UNANSWERED and not told[lie]} == set(), told
+    assert {counter for counter in counted if not seen.driver[counter]} == set(), seen.account(name)
+    starts, ends, skips = (seen.driver[f"rx_tls_resync_req_{what}"] for what in ("start", "end", "skip"))
+    assert starts == ends + skips
+
+
+@pytest.mark.conformance(8)
+def test_contexts_that_are_made_and_denied(bed: Bed, tmp_path: Path) -> None:
+    """Every command is carried out and said to be refused: software does it all, and nothing stays in the device."""
+    with lying(bed, "status of another") as told:
+        seen = exchange(bed, connections("denied"), tmp_path / "wire.pcap")
+    contexts = sum(len(case.dirs) for case in seen.cases)
+    assert told["status of another"] >= 2 * contexts
+    assert seen.driver["tls_add_failed"] == seen.nic["ctx_tx_added"] + seen.nic["ctx_rx_added"] == contexts
+    assert seen.tls_stat["TlsTxSw"] + seen.tls_stat["TlsRxSw"] == contexts
+    seen.arrived()
+    seen.wire_is_encrypted()
+
+
+def test_a_device_that_is_another_every_time(bed: Bed, tmp_path: Path) -> None:
+    """It says that it has lost its contexts, and holds them; the driver makes them anew, and none is left over."""
+    times = 5
+
+    def meanwhile(run: Running) -> None:
+        for _ in range(times):
+            run.guest_waits()
+            hellos, made = (bed.ethtool()[name] for name in ("hello", "tls_recreated"))
+            bed.nic.ask("personality", rx="ideal")  # the driver says HELLO when it hears of it
+            wait_until(lambda n=hellos: bed.ethtool()["hello"] > n, "a hello")  # type: ignore[misc]
+            wait_until(lambda n=made: bed.ethtool()["tls_recreated"] >= n + 4, "new contexts")  # type: ignore[misc]
+            run.go_on()
+
+    guest = [step for _ in range(times) for step in (send(SIZE), recv(SIZE), WAIT)]
+    peer = [step for _ in range(times) for step in (recv(SIZE), send(SIZE))]
+    cases = [Case(f"reborn {n}", [*guest, send(1)], [*peer, recv(1)]) for n in range(2)]
+    with lying(bed, "hello reborn") as told:
+        seen = exchange(bed, cases, tmp_path / "wire.pcap", meanwhile)
+    assert told["hello reborn"] == times
+    seen.arrived()
+    seen.wire_is_encrypted()
+
+
+@pytest.mark.conformance(70)
+@pytest.mark.conformance(105)
+def test_an_attempt_that_is_never_heard_of_again(bed: Bed, tmp_path: Path) -> None:
+    """The device opens one, and says of no later frame whose it is: the kernel would complain about 65535 records."""
+    records = 75_000
+    case = rx_case("forgotten", send(records, records=[1], writes=[30_000]), size=records)
+    faults = bed.nic.faults(desync(1000))
+    with rx_personality(bed, "driver-req-async"), faults, lying(bed, "question forgotten") as told:
+        seen = exchange(bed, [case], tmp_path / "wire.pcap")
+    seen.arrived()
+    assert told["question forgotten"] > 20
+    assert seen.nic["rx_tls_records"] < records / 10
+    counts = [seen.driver[f"rx_tls_resync_req_{what}"] for what in ("start", "end", "skip")]
+    assert counts == [1, 0, 1], seen.account("attempts")
+    assert bed.guest.kernel_complaints() == []
+
+
+def test_a_hello_out_of_all_proportion(bed: Bed, tmp_path: Path) -> None:
+    """What the driver allocates by the device's word is bounded; names without an end get one."""
+    with lying(bed, "hello absurd", "stat names without end", "stats of ones") as told:
+        rebind(bed)
+        listed = bed.agent.run(["ethtool", "-S", "eth0"]).text.splitlines()
+        seen = exchange(bed, connections("absurd"), tmp_path / "wire.pcap")
+    rebind(bed)
+    assert min(told.values()) > 0, told
+    assert sum("dev_%%%" in line for line in listed) == 1024
+    assert sum(str((1 << 64) - 1) in line for line in listed) == 1024
+    seen.arrived()
+    seen.wire_is_encrypted()
+
+
+@pytest.mark.parametrize("lie", ["rx id", "tx id", "no buffers", "extension cut"])
+def test_a_device_that_lies_when_it_is_asked_who_it_is(bed: Bed, lie: str) -> None:
+    """The driver lets go of it, or can be made to, and takes it when it is honest."""
+    unbind(bed)
+    with lying(bed, lie) as told:
+        bound = bed.agent.run(["sh", "-c", BIND], timeout=STUCK, check=False).returncode == 0
+    assert told[lie] > 0
+    assert bound == (lie == "tx id")  # of which it hears when it has the answer
+    if bound:
+        unbind(bed)
+    bind(bed)
+
+
+@pytest.mark.parametrize(
+    ("lie", "way"), [("rx id", "reload"), ("rx id twice", "rebind"), ("tx id", "rebind"), ("tx id twice", "reload")]
+)
+def test_a_ring_that_is_broken(bed: Bed, lie: str, way: str) -> None:
+    """No frame passes any more, and whoever asks the driver for something gets an answer; it can be unbound, and then
+    everything is as before."""
+    endless = [Case(f"{lie} {way} {n}", [send(SIZE * 500)], [recv(SIZE * 500)], dirs=("tx",)) for n in range(2)]
+    before = broken_rings(bed)
+    with exchanging(bed, endless):
+        wait_until(lambda: bed.nic.stats()["tx_tls_records"] > 0, "records are sent")
+        with lying(bed, lie, share=0.2):
+            wait_until(lambda: broken_rings(bed) > before, "the ring is broken")
+        for command in ("ethtool -S eth0", "ip link set eth0 down", "ip link set eth0 up", "ethtool -S eth0"):
+            bed.agent.run(command.split(), timeout=STUCK)
+        if way == "rebind":
+            unbind(bed)
+        else:
+            bed.agent.run(["rmmod", "tlsnic"], timeout=STUCK)
+        wait_until(lambda: not bed.nic.contexts(), "the contexts are gone")
+        if way == "rebind":
+            bind(bed)
+        else:
+            bed.agent.run(["insmod", DRIVER], timeout=STUCK)
+            configure_guest(bed.agent)
+
+
+def broken_rings(bed: Bed) -> int:
+    """How often the guest's virtio core has given up on a ring."""
+    log = bed.agent.kernel_log()
+    return log.count("is not a head!") + log.count("out of range")
