@@ -360,7 +360,7 @@ void tlsnic_rx_free(struct tlsnic_rxq *q);
 struct tlsnic_cmd *tlsnic_cmd_alloc(size_t ext_size, size_t reply_size,
 				    gfp_t gfp);
 struct tlsnic_cmd *tlsnic_command(enum tlsnic_opcode opcode, const void *body,
-				  size_t body_size, size_t reply_data_size,
+				  size_t body_size, size_t reply_size,
 				  gfp_t gfp);
 void tlsnic_command_handle(struct tlsnic_cmd *cmd, u32 slot, u32 generation);
 void *tlsnic_cmd_ext(struct tlsnic_cmd *cmd);

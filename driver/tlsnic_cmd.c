@@ -63,17 +63,19 @@ void *tlsnic_cmd_ext(struct tlsnic_cmd *cmd)
 	return ((struct tlsnic_request *)cmd->request)->ext;
 }
 
-/* A struct tlsnic_command with @body, and room for @reply_data_size bytes */
+/*
+ * A struct tlsnic_command with @body, and room for @reply_size bytes, of which
+ * the first are a struct tlsnic_reply. 0: whatever became of it, nobody asks.
+ */
 struct tlsnic_cmd *tlsnic_command(enum tlsnic_opcode opcode, const void *body,
-				  size_t body_size, size_t reply_data_size,
+				  size_t body_size, size_t reply_size,
 				  gfp_t gfp)
 {
 	size_t len = sizeof(struct tlsnic_command) + body_size;
 	struct tlsnic_command *command;
 	struct tlsnic_cmd *cmd;
 
-	cmd = tlsnic_cmd_alloc(len, sizeof(struct tlsnic_reply) +
-			       reply_data_size, gfp);
+	cmd = tlsnic_cmd_alloc(len, reply_size, gfp);
 	if (!cmd)
 		return NULL;
 	command = tlsnic_cmd_ext(cmd);

@@ -49,8 +49,8 @@ static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx)
 	struct tlsnic_cmd *cmd;
 	int err;
 
-	cmd = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add), 0,
-			     GFP_KERNEL);
+	cmd = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add),
+			     sizeof(struct tlsnic_reply), GFP_KERNEL);
 	if (!cmd)
 		return -ENOMEM;
 	tlsnic_command_handle(cmd, ctx->slot, ctx->generation);

@@ -158,7 +158,8 @@ int tlsnic_stat_names(struct tlsnic_priv *priv)
 	if (!count)
 		return 0;
 	cmd = tlsnic_command(TLSNIC_OP_GET_STAT_NAMES, NULL, 0,
-			     count * TLSNIC_STAT_NAME_LEN, GFP_KERNEL);
+			     sizeof(*cmd->reply) + count * TLSNIC_STAT_NAME_LEN,
+			     GFP_KERNEL);
 	priv->dev_stats = kcalloc(count, sizeof(u64), GFP_KERNEL);
 	priv->dev_stat_names = kcalloc(count, TLSNIC_STAT_NAME_LEN,
 				       GFP_KERNEL);
@@ -189,6 +190,7 @@ void tlsnic_stat_values(struct tlsnic_priv *priv)
 	if (!priv->dev_stat_count || !netif_carrier_ok(priv->dev))
 		return;
 	cmd = tlsnic_command(TLSNIC_OP_GET_STATS, NULL, 0,
+			     sizeof(*cmd->reply) +
 			     priv->dev_stat_count * sizeof(u64), GFP_KERNEL);
 	if (!cmd)
 		return;

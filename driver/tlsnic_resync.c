@@ -185,8 +185,8 @@ int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 	else if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT)
 		seq = tlsnic_hinted_seq(sk, seq);
 	body.tcp_seq = cpu_to_le32(seq);
-	cmd = tlsnic_command(TLSNIC_OP_RX_RESYNC, &body, sizeof(body), 0,
-			     GFP_ATOMIC);
+	cmd = tlsnic_command(TLSNIC_OP_RX_RESYNC, &body, sizeof(body),
+			     sizeof(struct tlsnic_reply), GFP_ATOMIC);
 	if (!cmd) {
 		tlsnic_inc(ctx->priv, rx_tls_resync_res_skip);
 		return -ENOMEM;

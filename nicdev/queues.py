@@ -70,7 +70,7 @@ class QueuePair:
                     stats[_TX_WIRE_PACKETS if send(packet) else _TX_DROP_PORT] += 1
                 elif reply:
                     written = scatter(writable, reply)
-                    self._replied = True
+                    self._replied = self._replied or written > 0
             except FrameError as drop:
                 stats[drop.counter] += 1
             push(head, written)

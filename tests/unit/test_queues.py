@@ -203,6 +203,7 @@ def test_a_reply_is_signalled_at_once() -> None:
     sender.queue.want_signal()
     assert sender.post(PLAIN + bytes(60)) == "later"
     nothing = bytes([abi.HDR_F_EXT]) + PLAIN[1:] + bytes([abi.ExtType.COMMAND]) + bytes(31)
+    assert sender.post(nothing) == "later", "nobody waits for what has no room for a reply"
     assert sender.post(nothing, reply=64) == "now"
     sender.queue.collect()
     sender.queue.want_signal()
