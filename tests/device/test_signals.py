@@ -61,6 +61,17 @@ def test_a_small_packets_signal_waits(loop: Loop, guest: Guest, clock: Clock) ->
         assert not signalled(guest), "once is enough"
 
 
+def test_the_first_packet_decides_how_long_a_signal_waits(loop: Loop, guest: Guest, clock: Clock) -> None:
+    for _ in range(3):
+        for _ in range(4):
+            assert not signalled(guest)
+            guest.transmit(PLAIN + segment(b"x"))
+            rounds(loop)
+            clock.now += PATIENCE / 4
+        rounds(loop)
+        assert signalled(guest)
+
+
 def test_a_signal_that_waits_is_not_sent_to_who_wants_none(loop: Loop, guest: Guest, clock: Clock) -> None:
     guest.transmit(PLAIN + segment(b"x"))
     rounds(loop)
