@@ -175,6 +175,7 @@ struct tlsnic_ctx {
 	struct tlsnic_cmd *del;		/* made ahead, so that del cannot fail */
 	u32 slot;
 	enum tlsnic_dir dir;
+	bool readded;			/* to the device of now; ctx_mutex */
 
 	spinlock_t lock;		/* guards the fields up to @add */
 	u32 generation;

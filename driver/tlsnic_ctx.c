@@ -170,8 +170,10 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 	mutex_lock(&priv->ctx_mutex);
 	for (i = 0; i < priv->slot_count; i++) {
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (ctx)
-			tlsnic_ctx_lost(ctx);
+		if (!ctx)
+			continue;
+		ctx->readded = false;
+		tlsnic_ctx_lost(ctx);
 	}
 	mutex_unlock(&priv->ctx_mutex);
 }
@@ -213,6 +215,7 @@ static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 		return err;
 	}
 	tlsnic_inc(ctx->priv, tls_recreated);
+	ctx->readded = true;
 	spin_lock_bh(&ctx->lock);
 	ctx->on_device = true;
 	spin_unlock_bh(&ctx->lock);
@@ -222,7 +225,8 @@ static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 /*
  * Re-create what the device lost, one by one, so that others get their turn.
  * A device that stops answering ends it: its contexts stay with the software
- * until it shows up with another HELLO.
+ * until it shows up with another HELLO. So does a context that is unknown a
+ * second time to one and the same device: it would never pass a packet.
  */
 void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 {
@@ -233,7 +237,7 @@ void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 	for (i = 0; i < priv->slot_count && err != -ETIMEDOUT; i++) {
 		mutex_lock(&priv->ctx_mutex);
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (ctx && !READ_ONCE(ctx->on_device))
+		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded)
 			err = tlsnic_ctx_readd(&priv->slots[i], ctx);
 		mutex_unlock(&priv->ctx_mutex);
 	}

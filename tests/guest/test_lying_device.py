@@ -32,7 +32,7 @@ from tests.guest.exchange import (
     send,
     tx_case,
 )
-from tests.guest.resync_rx import desync
+from tests.guest.resync_rx import desync, rule
 from tests.support.packet_link import PacketLink
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -187,6 +187,7 @@ FAMILIES = {
     **{f"question of {name}": Family(QUESTIONS, 0.3, ["rx_tls_resync_req_pkt"], personality=name)
        for name in RX_PERSONALITIES},
 }  # fmt: skip
+REFUSE = "".join(rule("refuse-add", direction=direction, count="all") for direction in ("tx", "rx"))
 WIRE_SIZE = """
 seed = 1
 [rx]
@@ -232,6 +233,20 @@ def test_contexts_that_are_made_and_denied(bed: Bed, tmp_path: Path) -> None:
     assert told["status of another"] >= 2 * contexts
     assert seen.driver["tls_add_failed"] == seen.nic["ctx_tx_added"] + seen.nic["ctx_rx_added"] == contexts
     assert seen.tls_stat["TlsTxSw"] + seen.tls_stat["TlsRxSw"] == contexts
+    seen.arrived()
+    seen.wire_is_encrypted()
+
+
+def test_contexts_that_are_promised_and_not_made(bed: Bed, tmp_path: Path) -> None:
+    """The device drops what it was to encrypt, and says so; the driver adds the context again, once, in vain."""
+    with bed.nic.faults(REFUSE), lying(bed, "success") as told:
+        seen = exchange(bed, connections("promised"), tmp_path / "wire.pcap")
+    contexts = seen.streams("tx")
+    assert told["success"] > 0
+    assert seen.nic["ctx_tx_added"] == seen.nic["ctx_rx_added"] == 0
+    assert seen.driver["tls_recreated"] == len(contexts)
+    assert seen.nic["tx_drop_unknown_context"] >= 2 * len(contexts)
+    assert seen.driver["tx_tls_fallback"] > 0
     seen.arrived()
     seen.wire_is_encrypted()
 

@@ -377,6 +377,7 @@ ANSWER_LIES: Final[dict[str, AnswerLie]] = {
     "more than a reply written": _answer_used(*MORE_THAN_ANY_BUFFER),
     "status": _answer_status(7, 255, 1 << 31, (1 << 32) - 1),
     "status of another": _answer_status(*range(1, 7)),
+    "success": _answer_status(0),
     "reply shorter than a reply": _answer_len(*range(8)),
     "reply longer than written": _answer_len(0xFFFF, (1 << 32) - 1),
     "reply cut short": _answer_cut,
