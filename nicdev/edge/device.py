@@ -21,12 +21,13 @@ from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import RingError
 from nicdev.nic import Nic, Packet
-from nicdev.queues import QueuePair
+from nicdev.queues import QUIET_BYTES, QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.ring import SplitRing
 
 log = logging.getLogger(__name__)
 _ONE: Final = (1).to_bytes(8, "little")
+QUIET_BUFFERS: Final = 16  # that may be filled without a signal, while more frames are there
 PATIENCE: Final = 0.001  # seconds for which a signal about what was sent may wait
 
 
@@ -60,6 +61,7 @@ class Device:
         self._drains: list[Callable[[], None]] = [partial(self._drain, pair) for pair in self.pairs]
         self._settles: list[Callable[[], None]] = [partial(self._signal_late, pair) for pair in self.pairs]
         self._owing = [False] * queue_pairs  # a signal that waits
+        self._placed: list[Callable[[], None]] = [partial(self._publish_rx, pair) for pair in self.pairs]
         port.receiver = self._from_port
 
     # -- callbacks of the vhost-user protocol --------------------------------------------------------------------------
@@ -196,9 +198,20 @@ class Device:
                 self._ring_failed(2 * pair.index, Counter.RX_RING_ERRORS, error)
                 continue
             touched[pair.index] = None
+        urgent = sum(len(packet.frame) for _, packet in packets) >= QUIET_BYTES
         for index in touched:
-            self._publish_rx(self.pairs[index])
+            self._show_rx(self.pairs[index], urgent)
         return not self._held
+
+    def _show_rx(self, pair: QueuePair, urgent: bool) -> None:
+        """Show what was placed. Small frames in a row are one signal, at the end of the loop's round at the latest: a
+        guest that is quicker than we are would take an interrupt for each, and GRO finds nothing to join."""
+        if pair.rx is None or not pair.rx.show():
+            return
+        if urgent or pair.rx.untold >= QUIET_BUFFERS:
+            self._publish_rx(pair)
+        else:
+            self._loop.soon(self._placed[pair.index])
 
     def _publish_rx(self, pair: QueuePair) -> None:
         if pair.rx is not None and pair.rx.publish():

@@ -6,10 +6,11 @@ import os
 
 import pytest
 
-from nicdev.edge.device import PATIENCE
+from nicdev.edge.device import PATIENCE, QUIET_BUFFERS
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.queues import QUIET_BYTES, QUIET_CHAINS
+from nicdev.wire.vnet import VNET_HDR
 from tests.device.test_device_hostile import PLAIN, Guest, loop, rounds
 from tests.support.nic_chains import segment
 
@@ -37,10 +38,10 @@ def guest(loop: Loop) -> Guest:
     return found
 
 
-def signalled(guest: Guest) -> bool:
-    """Whether the tx queue has been signalled since the last time."""
+def signalled(guest: Guest, index: int = 1) -> bool:
+    """Whether the queue (tx) has been signalled since the last time."""
     try:
-        return bool(os.eventfd_read(guest.calls[1]))
+        return bool(os.eventfd_read(guest.calls[index]))
     except BlockingIOError:
         return False
 
@@ -110,3 +111,46 @@ def test_a_queue_is_stopped_while_its_signal_waits(loop: Loop, guest: Guest, clo
         clock.now += PATIENCE
         rounds(loop)
         assert signalled(guest)
+
+
+def receive(guest: Guest, size: int = 60) -> bool:
+    """A frame comes from the port."""
+    return guest.device.port.receiver(memoryview(bytearray(VNET_HDR.size)), memoryview(bytearray(size)))
+
+
+@pytest.fixture
+def receiver(loop: Loop, guest: Guest) -> Guest:
+    guest.start(0)
+    guest.offer(60)
+    rounds(loop)
+    return guest
+
+
+def test_received_frames_in_a_row_are_one_signal(loop: Loop, receiver: Guest) -> None:
+    for _ in range(QUIET_BUFFERS - 1):
+        receive(receiver)
+    assert len(receiver.queues[0].collect()) == QUIET_BUFFERS - 1, "seen without a signal, too"
+    assert not signalled(receiver, 0)
+    rounds(loop, 1)
+    assert signalled(receiver, 0)
+    rounds(loop)
+    assert not signalled(receiver, 0), "once is enough"
+
+
+def test_many_received_frames_and_large_ones_are_signalled_at_once(receiver: Guest) -> None:
+    for _ in range(QUIET_BUFFERS):
+        receive(receiver)
+    assert signalled(receiver, 0)
+    receive(receiver, QUIET_BYTES)
+    assert signalled(receiver, 0)
+
+
+def test_buffers_run_out_behind_frames_whose_signal_waits(loop: Loop, receiver: Guest) -> None:
+    """The guest must hear of them, or it never offers more."""
+    for _ in range(3):
+        assert receive(receiver, 2048 * 18)
+        assert signalled(receiver, 0)
+    assert receive(receiver)
+    assert not receive(receiver, 2048 * 2)
+    rounds(loop)
+    assert signalled(receiver, 0)
