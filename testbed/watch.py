@@ -57,13 +57,14 @@ def announced(nic: NicProcess, wire: Wire) -> Iterator[None]:
 def going_on() -> Run:
     """The run that announced itself last. Raises SetupError when there is none."""
     try:
-        run = json.loads(RUN_FILE.read_text())
-        command = Path(f"/proc/{run['pid']}/cmdline").read_bytes()
+        said = json.loads(RUN_FILE.read_text())
+        run = Run(Wire(said["pid"], said["interface"]), Path(said["control"]))
+        command = Path(f"/proc/{run.wire.pid}/cmdline").read_bytes()
     except (OSError, ValueError, KeyError):
         command = b""
     if b"nicdev" not in command:
         raise SetupError("no run is going on; start `make run` in another terminal first")
-    return Run(Wire(run["pid"], run["interface"]), Path(run["control"]))
+    return run
 
 
 def main() -> int:
