@@ -7,8 +7,10 @@ once and ends; packets pass as without it.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,16 +28,29 @@ log = logging.getLogger(__name__)
 _DIRECTION: Final = {"rx": 1, "tx": 2}  # epb_flags, bits 0-1
 
 
+def _open(path: Path) -> int:
+    """A descriptor of the file, empty and ours alone. Raises ConfigError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write capture file {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise ConfigError(f"capture file {path} is being written by another NIC: name another file") from None
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.ftruncate(fd, 0)
+    return fd
+
+
 class Capture:
     """Writes `path`, readable by its owner only: host0 holds plaintext."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"cannot write capture file {path}: {error.strerror}") from None
+        """Raises ConfigError if `path` cannot be written, or another NIC writes it."""
         self._path = path
-        self._file = os.fdopen(fd, "wb")
+        self._file = os.fdopen(_open(path), "wb")
         self._section = blocks.SectionHeader(options={"shb_userappl": f"tlsnic {__version__}"})
         for name in ("host0", "wire0"):
             self._section.new_member(

@@ -49,3 +49,17 @@ def test_a_reader_that_goes_ends_the_capture_and_nothing_else(tmp_path: Path, ca
         f"the capture ends here: cannot write {path}: Broken pipe"
     ]
     capture.close()
+
+
+def test_a_file_that_another_nic_writes_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "nic.pcapng"
+    path.write_bytes(b"what an earlier run left")
+    first = Capture(path)
+    show(first, 1)
+    written = path.read_bytes()
+    assert not written.startswith(b"what")
+    with pytest.raises(ConfigError, match=r"^capture file .*nic\.pcapng is being written by another NIC"):
+        Capture(path)
+    assert path.read_bytes() == written
+    first.close()
+    Capture(path).close()
