@@ -155,7 +155,7 @@ struct tlsnic_cmd {
 	struct list_head list;
 	refcount_t ref;
 	struct completion done;
-	/* called in softirq under the tx lock; must not sleep; may be NULL */
+	/* with softirqs disabled, under the tx lock; may be NULL */
 	void (*complete)(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
 	int status;			/* 0 or -errno, valid after done */
 	u32 reply_len;			/* bytes of reply data, likewise */
@@ -193,6 +193,8 @@ struct tlsnic_ctx {
 	struct sock *sk;		/* until tls_dev_del; to ask the stack */
 	bool attempt;			/* @async is open, and without a guess */
 	struct delayed_work attempt_look;
+	unsigned int attempt_wait;	/* jiffies between two looks */
+	u16 attempt_records;		/* decrypted since it was opened */
 	enum tls_offload_sync_type sync_type;	/* rx only, set once */
 	struct tls_offload_resync_async async;	/* the stack's, for that type */
 
@@ -319,6 +321,7 @@ int tlsnic_ctrl(struct tlsnic_priv *priv, u8 class, u8 cmd, const void *data,
 int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs);
 int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs);
 void tlsnic_spread(struct tlsnic_priv *priv);
+void tlsnic_unspread(struct tlsnic_priv *priv);
 
 /* tlsnic_netdev.c */
 struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev,
@@ -342,6 +345,8 @@ void tlsnic_tx_free(struct tlsnic_txq *q);
 /* tlsnic_tx_tls.c */
 enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
 				     const struct sk_buff *skb);
+u16 tlsnic_select_queue(struct net_device *dev, struct sk_buff *skb,
+			struct net_device *sb_dev);
 void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb, u32 payload);
 void tlsnic_tx_settled(struct tlsnic_txq *q, struct sk_buff *skb);
 

@@ -214,14 +214,16 @@ void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 /*
  * The reply is usually here before an interrupt and two switches of tasks
  * could tell of it, and an application waits: look for a while, and sleep only
- * then, or when the processor has something better to do. Not to be preempted:
- * the queue has no interrupt meanwhile.
+ * then, or when the processor has something better to do. Not to be preempted,
+ * as it is under PREEMPT_RT: the queue has no interrupt meanwhile.
  */
 static void tlsnic_cmd_look(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 {
 	u64 end = local_clock() + TLSNIC_CMD_LOOK;
 	bool more;
 
+	if (IS_ENABLED(CONFIG_PREEMPT_RT))
+		return;
 	local_bh_disable();
 	do {
 		cpu_relax();

@@ -79,7 +79,7 @@ int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 /*
  * Give every pair processors of its own: they send by it, and get its
  * interrupts, since the device answers a flow in the pair that it sends by.
- * Without that nothing breaks.
+ * Without that nothing breaks. Under RTNL once the interface is registered.
  */
 void tlsnic_spread(struct tlsnic_priv *priv)
 {
@@ -98,6 +98,17 @@ void tlsnic_spread(struct tlsnic_priv *priv)
 		netif_set_xps_queue(priv->dev, cpus, i);
 	}
 	free_cpumask_var(cpus);
+}
+
+/* What the interrupts are told must be taken back before they go */
+void tlsnic_unspread(struct tlsnic_priv *priv)
+{
+	unsigned int i;
+
+	for (i = 0; i < priv->max_pairs; i++) {
+		virtqueue_set_affinity(priv->rxq[i].vq, NULL);
+		virtqueue_set_affinity(priv->txq[i].vq, NULL);
+	}
 }
 
 /* Wait until no packet is left in the tx queues from @first on */
@@ -134,6 +145,8 @@ int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 		if (err)
 			return err;
 		err = netif_set_real_num_queues(dev, pairs, pairs);
+		if (err)
+			tlsnic_set_pairs(priv, old);
 		tlsnic_spread(priv);
 		return err;
 	}

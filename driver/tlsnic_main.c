@@ -37,6 +37,7 @@ static void tlsnic_napi_enable(struct tlsnic_priv *priv)
 		napi_enable(&priv->txq[i].napi);
 		local_bh_disable();
 		napi_schedule(&priv->rxq[i].napi);
+		napi_schedule(&priv->txq[i].napi);
 		local_bh_enable();
 	}
 }
@@ -107,12 +108,15 @@ static void tlsnic_rings_stop(struct tlsnic_priv *priv)
 	priv->running = false;
 	__netif_tx_unlock_bh(nq);
 	tlsnic_napi_disable(priv);
+	/* the NAPI may have woken a queue that freezing had stopped */
+	netif_tx_disable(priv->dev);
 	virtio_reset_device(priv->vdev);
 	for (i = 0; i < priv->max_pairs; i++) {
 		tlsnic_tx_free(&priv->txq[i]);
 		tlsnic_rx_free(&priv->rxq[i]);
 	}
 	priv->cvq = NULL;
+	tlsnic_unspread(priv);
 	priv->vdev->config->del_vqs(priv->vdev);
 }
 
@@ -185,10 +189,10 @@ static int tlsnic_adopt(struct tlsnic_priv *priv)
 		return err;
 	tlsnic_ktls_init(priv);
 	netif_carrier_off(priv->dev);
+	tlsnic_spread(priv);
 	err = register_netdev(priv->dev);
 	if (err)
 		return err;
-	tlsnic_spread(priv);
 	priv->adopted = true;
 	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_kick_work(priv, false);
@@ -342,7 +346,9 @@ static int tlsnic_restore(struct virtio_device *vdev)
 	tlsnic_ctx_all_lost(priv);
 	if (tlsnic_set_pairs(priv, priv->pairs))
 		netdev_warn(priv->dev, "cannot use %u queues\n", priv->pairs);
+	rtnl_lock();
 	tlsnic_spread(priv);
+	rtnl_unlock();
 	netif_device_attach(priv->dev);
 	clear_bit(TLSNIC_F_NO_WORK, &priv->flags);
 	tlsnic_kick_work(priv, err < 0);

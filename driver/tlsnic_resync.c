@@ -26,11 +26,12 @@
  * The stack counts the records of an open attempt in 16 bits and complains when
  * they are used up. A device that does not end an attempt by then forgot about
  * it. Whether it still speaks of the context does not matter, so we look at the
- * count from time to time: no processor decrypts half of these records before
- * the next look.
+ * count from time to time, less often while nothing comes: no processor
+ * decrypts half of these records before the next look.
  */
 #define TLSNIC_ATTEMPT_RECORDS	(U16_MAX / 2)
 #define TLSNIC_ATTEMPT_LOOK	(HZ / 50)
+#define TLSNIC_ATTEMPT_LOOK_MAX	(HZ / 4)
 
 static enum tls_offload_sync_type
 tlsnic_sync_type(const struct tlsnic_ctx *ctx)
@@ -61,12 +62,19 @@ static void tlsnic_attempt_look(struct work_struct *work)
 {
 	struct tlsnic_ctx *ctx = container_of(to_delayed_work(work),
 					      struct tlsnic_ctx, attempt_look);
+	unsigned int idle;
+	u16 records;
 
 	spin_lock_bh(&ctx->lock);
-	if (READ_ONCE(ctx->async.rcd_delta) > TLSNIC_ATTEMPT_RECORDS)
+	records = READ_ONCE(ctx->async.rcd_delta);
+	idle = records == ctx->attempt_records ?
+	       min(2 * ctx->attempt_wait, TLSNIC_ATTEMPT_LOOK_MAX) : 0;
+	ctx->attempt_records = records;
+	ctx->attempt_wait = max(idle, TLSNIC_ATTEMPT_LOOK);
+	if (records > TLSNIC_ATTEMPT_RECORDS)
 		tlsnic_attempt_cancel(ctx);
 	if (ctx->attempt)
-		schedule_delayed_work(&ctx->attempt_look, TLSNIC_ATTEMPT_LOOK);
+		schedule_delayed_work(&ctx->attempt_look, ctx->attempt_wait);
 	spin_unlock_bh(&ctx->lock);
 }
 
@@ -114,7 +122,8 @@ static void tlsnic_attempt(struct tlsnic_ctx *ctx, u8 flags, u32 seq, u32 len)
 		tlsnic_attempt_cancel(ctx);
 	if (flags & TLSNIC_RX_F_RESYNC_START) {
 		ctx->attempt = true;
-		schedule_delayed_work(&ctx->attempt_look, TLSNIC_ATTEMPT_LOOK);
+		ctx->attempt_wait = TLSNIC_ATTEMPT_LOOK;
+		schedule_delayed_work(&ctx->attempt_look, ctx->attempt_wait);
 		tlsnic_resync_start(ctx->sk, &ctx->async, cpu_to_be32(seq),
 				    min_t(u32, len, U16_MAX));
 		tlsnic_inc(priv, rx_tls_resync_req_start);
@@ -147,7 +156,7 @@ unlock:
 	spin_unlock(&ctx->lock);
 }
 
-/* The device's reply to RX_RESYNC; softirq */
+/* The device's reply to RX_RESYNC; with softirqs disabled */
 static void tlsnic_resync_done(struct tlsnic_priv *priv,
 			       const struct tlsnic_cmd *cmd)
 {

@@ -75,7 +75,10 @@ class QueuePair:
                 stats[drop.counter] += 1
             push(head, written)
         self._quiet += stats[_TX_BYTES] - before
-        return more, ring.show()
+        owed = ring.show()
+        if not owed:  # the driver looks by itself
+            self._quiet, self._replied = 0, False
+        return more, owed
 
     @property
     def urgent(self) -> bool:

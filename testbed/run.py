@@ -90,13 +90,21 @@ def own_name() -> Iterator[str]:
             return
 
 
+def nic_options() -> list[str]:
+    """What `make run NIC="..."` hands to the NIC. Raises BedError."""
+    try:
+        return shlex.split(os.environ.get("NIC", ""))
+    except ValueError as error:
+        raise BedError(f"NIC={os.environ['NIC']}: {error}") from None
+
+
 def session(assets: Assets, shell: str) -> int:
     """Boot, demonstrate unless `shell` is "only", then the shell if wanted. Returns the exit status."""
     interactive = shell == "only" or (shell == "auto" and sys.stdin.isatty() and sys.stdout.isatty())
     console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     say(f"booting the guest: {assets.summary}")
     began = time.monotonic()
-    options = shlex.split(os.environ.get("NIC", ""))
+    options = nic_options()
     with own_name() as name, running(assets, name=name, nic_arguments=options) as bed, announced(bed.nic, bed.wire):
         say(f"guest answers after {bed.guest.boot_seconds:.1f} s")
         ok = True

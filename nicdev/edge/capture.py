@@ -39,6 +39,8 @@ def _open(path: Path) -> int:
     except BlockingIOError:
         os.close(fd)
         raise ConfigError(f"capture file {path} is being written by another NIC: name another file") from None
+    except OSError:  # a file system without locks
+        pass
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.ftruncate(fd, 0)
     return fd

@@ -49,6 +49,7 @@ class VhostUserNic:
     queues: int = 1
     mac: str | None = None
     mtu: int | None = None
+    vectors: int | None = None  # MSI-X; None: one for every queue
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def _nic(machine: Machine, nic: Nic, index: int) -> list[str]:
         device.append("mq=on")
     if machine.tcg and machine.qemu.version < FIRST_GOOD_TCG:
         device.append("vectors=0")
-    elif nic.queues > 1:
-        device.append(f"vectors={2 * nic.queues + 2}")
+    elif nic.vectors is not None or nic.queues > 1:
+        device.append(f"vectors={2 * nic.queues + 2 if nic.vectors is None else nic.vectors}")
     if nic.mtu:
         device.append(f"host_mtu={nic.mtu}")
     return [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from testbed.bed import WIRE4, Bed, configure_guest
+from testbed.bed import WIRE4, Bed, configure_guest, running
+from testbed.setup import Assets
+from testbed.vm.qemu import Machine, VhostUserNic
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import exchange, send, tx_case
 
@@ -15,6 +18,13 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 SIZE = 1 << 20
 TIMES = 25
+ONCE = """
+set -e
+cd /sys/bus/virtio/drivers/tlsnic
+device=$(basename $(readlink -f /sys/class/net/eth0/device))
+echo $device >unbind
+echo $device >bind
+"""
 FLOOD = f"""
 import socket
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -50,3 +60,19 @@ def test_frames_arrive_while_the_driver_is_bound(bed: Bed, tmp_path: Path) -> No
     configure_guest(bed.agent)
     assert bed.guest.kernel_complaints() == []
     exchange(bed, [tx_case("bound again", send(SIZE), size=SIZE)], tmp_path / "wire.pcap").offloaded()
+
+
+def test_queues_that_share_an_interrupt(assets: Assets, tmp_path: Path) -> None:
+    """With too few vectors; what one of them was told about processors is taken back before it goes."""
+
+    def change(machine: Machine) -> Machine:
+        (nic,) = machine.nics
+        assert isinstance(nic, VhostUserNic)
+        return dataclasses.replace(machine, nics=(dataclasses.replace(nic, vectors=2),))
+
+    with running(assets, name="test-shared", change=change) as bed:
+        bed.agent.run(["sh", "-c", ONCE])
+        configure_guest(bed.agent)
+        exchange(bed, [tx_case("shared", send(SIZE), size=SIZE)], tmp_path / "wire.pcap").offloaded()
+        assert "virtio-virtqueues" in bed.agent.get("/proc/interrupts").decode()
+        assert bed.guest.kernel_complaints() == []

@@ -74,7 +74,7 @@ def runs(pid: int) -> bool:
 @contextmanager
 def demonstration() -> Iterator[subprocess.Popen[str]]:
     """`make demo` with its guest answering."""
-    argv = ["make", "demo"]
+    argv = ["env", "--default-signal=INT", "make", "demo"]  # what runs us in the background may ignore it
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, cwd=PROJECT, env=ENVIRONMENT, stdout=pipe, stderr=subprocess.STDOUT, text=True) as run:
         try:
