@@ -345,8 +345,6 @@ void tlsnic_tx_free(struct tlsnic_txq *q);
 /* tlsnic_tx_tls.c */
 enum tlsnic_tx_state tlsnic_tx_judge(const struct tlsnic_priv *priv,
 				     const struct sk_buff *skb);
-u16 tlsnic_select_queue(struct net_device *dev, struct sk_buff *skb,
-			struct net_device *sb_dev);
 void tlsnic_tx_tls(struct tlsnic_txq *q, struct sk_buff *skb, u32 payload);
 void tlsnic_tx_settled(struct tlsnic_txq *q, struct sk_buff *skb);
 

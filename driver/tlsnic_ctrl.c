@@ -77,9 +77,10 @@ int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 }
 
 /*
- * Give every pair processors of its own: they send by it, and get its
- * interrupts, since the device answers a flow in the pair that it sends by.
- * Without that nothing breaks. Under RTNL once the interface is registered.
+ * Every pair interrupts processors of its own. No XPS: TCP would take a flow to
+ * another queue with its sender, acknowledgements even back and forth, and the
+ * device, which answers where a flow sends, would change the order of frames.
+ * Under RTNL once the interface is registered.
  */
 void tlsnic_spread(struct tlsnic_priv *priv)
 {
@@ -95,7 +96,6 @@ void tlsnic_spread(struct tlsnic_priv *priv)
 				cpumask_set_cpu(cpu, cpus);
 		virtqueue_set_affinity(priv->rxq[i].vq, cpus);
 		virtqueue_set_affinity(priv->txq[i].vq, cpus);
-		netif_set_xps_queue(priv->dev, cpus, i);
 	}
 	free_cpumask_var(cpus);
 }

@@ -101,7 +101,6 @@ static void tlsnic_tx_timeout(struct net_device *dev, unsigned int queue)
 static const struct net_device_ops tlsnic_netdev_ops = {
 	.ndo_open = tlsnic_open,
 	.ndo_stop = tlsnic_stop,
-	.ndo_select_queue = tlsnic_select_queue,
 	.ndo_start_xmit = tlsnic_start_xmit,
 	.ndo_validate_addr = eth_validate_addr,
 	.ndo_set_mac_address = tlsnic_set_mac,

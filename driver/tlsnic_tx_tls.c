@@ -49,33 +49,6 @@ static bool tlsnic_tx_queue_free(const struct tlsnic_ctx *ctx,
 	       !before(READ_ONCE(tcp_sk(sk)->snd_una), ctx->sent_seq);
 }
 
-/*
- * The queue for a packet. That of a context stays the same until it can be left
- * without a packet being encrypted in software for it; TCP, which changes it
- * when the sender moved to another processor, does not know about copies.
- */
-u16 tlsnic_select_queue(struct net_device *dev, struct sk_buff *skb,
-			struct net_device *sb_dev)
-{
-	u16 index = netdev_pick_tx(dev, skb, sb_dev);
-	struct tlsnic_priv *priv = netdev_priv(dev);
-	const struct tlsnic_txq *last;
-	struct tlsnic_ctx *ctx;
-
-	if (!tls_is_skb_tx_device_offloaded(skb))
-		return index;
-	ctx = tlsnic_tx_ctx(priv, skb->sk);
-	last = ctx ? READ_ONCE(ctx->last_queue) : NULL;
-	if (likely(!last || last->index == index) ||
-	    last->index >= dev->real_num_tx_queues)
-		return index;
-	spin_lock_bh(&ctx->lock);
-	if (!tlsnic_tx_queue_free(ctx, &priv->txq[index], skb->sk))
-		index = ctx->last_queue->index;
-	spin_unlock_bh(&ctx->lock);
-	return index;
-}
-
 /* May the device encrypt the packet at @seq, posted to @q now? Under lock. */
 static bool tlsnic_tx_in_order(const struct tlsnic_ctx *ctx,
 			       const struct tlsnic_txq *q, struct sock *sk,
@@ -104,7 +77,7 @@ static void tlsnic_tx_advance(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
 		ctx->repeat_pos = q->posted;
 	else if (q != ctx->last_queue)
 		ctx->repeat_pos = READ_ONCE(q->completed);
-	WRITE_ONCE(ctx->last_queue, q);
+	ctx->last_queue = q;
 }
 
 /*
