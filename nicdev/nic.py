@@ -12,8 +12,8 @@ rx  `receive` gets one frame in a writable buffer. If its 4-tuple has an rx cont
     context may decrypt it in place; an RX_TLS extension carries the verdict. What the guest's driver did not
     negotiate (partial checksums, large frames) is undone here, so every port may hand over whatever it has.
 
-Messages to the driver (HELLO_REPLY, EVENT) wait in `messages` until a buffer of rx queue 0 is free. A driver that
-has not said HELLO gets no extension at all: it would take one for a frame.
+Messages to the driver wait in `messages` until a buffer of rx queue 0 is free. A driver that has not said HELLO gets
+no extension at all: it would take one for a frame.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Final, NamedTuple, Protocol
 from nicdev import abi
 from nicdev.control import Control
 from nicdev.errors import FrameError, TxDrop
+from nicdev.messages import Messages
 from nicdev.stats import Counter, Stats
 from nicdev.tls.rx import RxResult
 from nicdev.tls.table import ContextTable
@@ -36,7 +37,6 @@ from nicdev.wire.steering import Steering
 
 MAX_FRAME: Final = ETH_HLEN + 65535 + 4
 MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
-MAX_MESSAGES: Final = 256
 MAX_SEGMENTS: Final = 2048  # of a frame that the guest does not take whole: 64 KiB at an MSS of 32
 
 # Hot numbers as plain ints: an enumeration's attribute costs more than the addition, `&` with a flag ten times that.
@@ -52,7 +52,6 @@ _VNET_HDR_LEN, _HDR_F_EXT, _NEEDS_CSUM = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EX
 _unpack_vnet_hdr = vnet.VNET_HDR.unpack_from
 
 _ORDINARY: Final = RxResult()[3:]  # all but whether, and what, was decrypted
-_EXT_HDR: Final = vnet.VnetHdr(flags=abi.HDR_F_EXT, num_buffers=1).pack()
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
 _NEEDS_SEGMENTING = {
     vnet.VIRTIO_NET_HDR_GSO_TCPV4: features.VIRTIO_NET_F_GUEST_TSO4,
@@ -118,7 +117,7 @@ class Nic:
         self.stats = stats
         self.table = table
         self.control = control
-        self.messages: list[bytes] = []
+        self.messages = Messages(stats)
         self._features = 0
         self._steers = False
         self.observer: Observer | None = None
@@ -273,16 +272,8 @@ class Nic:
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def event(self, code: abi.EventCode, slot: int = 0, generation: int = 0, reason: int = 0, value: int = 0) -> None:
-        """Queue an EVENT; repeated ones of a context merge, and past MAX_MESSAGES they are counted and lost."""
-        message = _EXT_HDR + abi.EVENT.pack(abi.ExtType.EVENT, code, abi.EVENT.size, slot, generation, reason, value)
-        identity = len(_EXT_HDR) + 12  # type, code, len, slot, generation
-        if any(waiting[:identity] == message[:identity] for waiting in self.messages):
-            return
-        if len(self.messages) >= MAX_MESSAGES:
-            self.stats.add(Counter.EVENTS_DROPPED)
-            return
-        self.messages.append(message)
-        self.stats.add(Counter.EVENTS_SENT)
+        """Tell the driver; see Messages."""
+        self.messages.event(code, slot, generation, reason, value)
 
     def _hello(self, ext: memoryview) -> None:
         if len(ext) < abi.HELLO.size:
@@ -295,9 +286,7 @@ class Nic:
             self._forget_contexts()
         self._greeted = hello.version == abi.ABI_VERSION  # what speaks another version takes no extension of ours
         self._interrupted = False
-        # Only the last HELLO is waited for; answers that nobody takes must not pile up.
-        self.messages[:] = [m for m in self.messages if m[len(_EXT_HDR)] != abi.ExtType.HELLO_REPLY]
-        self.messages.append(_EXT_HDR + self.control.hello_reply(hello.nonce, self._boot_id))
+        self.messages.hello_reply(self.control.hello_reply(hello.nonce, self._boot_id))
 
     # -- rx -----------------------------------------------------------------------------------------------------------
 

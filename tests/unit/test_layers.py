@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "vhost": BASE | {"wire", "virtio"},
     "faults": BASE | {"wire", "tls"},
     "control": BASE | {"tls", "faults"},
-    "nic": BASE | {"wire", "tls", "virtio", "control"},
+    "messages": BASE | {"wire"},
+    "nic": BASE | {"wire", "tls", "virtio", "control", "messages"},
     "queues": BASE | {"wire", "virtio", "nic"},
 }
 
