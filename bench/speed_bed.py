@@ -41,9 +41,6 @@ SEND_TAP: Final = (
     "import socket, sys; from nicdev.edge.port_tap import open_tap\n"
     "socket.send_fds(socket.socket(fileno=0), [b'.'], [open_tap(sys.argv[1])])"
 )
-# An emulated `rep movsb` copies byte by byte. A kernel that is told to prefer it copies five times more slowly than
-# with moves of eight bytes, and hardly anything else is measured; software TLS is the faster without it, too.
-EMULATED_CPU: Final = "max,-erms,-fsrm"
 # what one arm's loss did to TCP is not the next one's business
 FORGET: Final = ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/tcp_no_metrics_save"]
 GCM: Final = re.compile(r"^name +: gcm\(aes\)\ndriver +: (\S+)\n(?:.+\n)*?priority +: (\d+)", re.MULTILINE)
@@ -197,7 +194,7 @@ class SpeedBed:
         machine = self.bed.guest.machine
         best = max((int(priority), driver) for driver, priority in found)[1]
         congestion = self.bed.agent.get("/proc/sys/net/ipv4/tcp_congestion_control").decode().strip()
-        return {"cpu": machine.cpu, "cpus": machine.cpus, "gcm(aes)": best, "congestion_control": congestion}
+        return {"cpu": machine.cpu_model, "cpus": machine.cpus, "gcm(aes)": best, "congestion_control": congestion}
 
 
 @contextmanager
@@ -205,8 +202,7 @@ def _bed(assets: Assets, name: str, held: Wire, other: Nic, address: str, *, mtu
     """The guest has another NIC beside ours, with an address and the stock driver: ours leaves it alone."""
 
     def both(machine: Machine) -> Machine:
-        cpu = EMULATED_CPU if machine.tcg else machine.cpu
-        return dataclasses.replace(machine, nics=(*machine.nics, other), cpu=cpu)
+        return dataclasses.replace(machine, nics=(*machine.nics, other))
 
     script = f"modprobe virtio_net && ip addr add {address}/24 dev eth1 && ip link set eth1 up mtu {mtu}"
     with running(assets, name=name, wire=held, change=both) as bed, OnWire(held, bed.folder) as wire:

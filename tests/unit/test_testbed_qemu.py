@@ -53,6 +53,14 @@ def test_accelerator(name: str, argument: str) -> None:
     assert arguments(replace(MACHINE, accel=Accel(name)))["-accel"] == [argument]
 
 
+@pytest.mark.parametrize(
+    ("accel", "cpu", "model"),
+    [("tcg", None, "max,-erms,-fsrm"), ("kvm", None, "max"), ("tcg", "qemu64", "qemu64"), ("kvm", "host", "host")],
+)
+def test_an_emulated_processor_does_not_advertise_fast_string_moves(accel: str, cpu: str | None, model: str) -> None:
+    assert arguments(replace(MACHINE, accel=Accel(accel), cpu=cpu))["-cpu"] == [model]
+
+
 def test_a_panic_ends_qemu_and_the_console_is_kept() -> None:
     options = arguments(MACHINE)
     assert "-no-reboot" in options
