@@ -42,34 +42,42 @@ def chosen(arguments: argparse.Namespace) -> list[Group]:
     return [by_name[name] for name in wanted]
 
 
-def measure(session: Session, selected: Sequence[Group], results: Results) -> list[str]:
-    """Run the groups, put what they measure into the file; the names of the figures."""
+def measure(session: Session, selected: Sequence[Group], results: Results) -> tuple[list[str], list[str]]:
+    """Run the groups, put what they measure into the file; names of the figures, and of the groups that failed."""
     names: list[str] = []
+    failed: list[str] = []
     more = [option for option, given in (("--full", session.full), ("--smoke", session.smoke)) if given]
     for number, group in enumerate(selected, 1):
         began = time.monotonic()
         session.say(f"[{number}/{len(selected)}] {group.name}: {group.about}")
-        for measured in group.measure(session):
-            assets = session.assets if group.kind == "guest" else None
-            name = qualified(measured.name, assets)
-            where = surroundings(["--only", group.name, *more], assets)
-            results.add(name, entry(measured, group.kind, where, name))
-            names.append(name)
+        try:
+            for measured in group.measure(session):
+                assets = session.assets if group.kind == "guest" else None
+                name = qualified(measured.name, assets)
+                where = surroundings(["--only", group.name, *more], assets)
+                results.add(name, entry(measured, group.kind, where, name))
+                names.append(name)
+        except (BedError, AssertionError) as error:  # an hour's other figures are not its fault
+            print(f"error: {group.name}: {error}", file=sys.stderr, flush=True)
+            failed.append(group.name)
+            session.close()
         session.say(f"  {time.monotonic() - began:.0f} s")
-    return names
+    return names, failed
 
 
 def run(session: Session, arguments: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Do what the command line says. Raises BedError if a group failed, when the others are done."""
     selected = chosen(arguments)
     if arguments.list:
         for group in selected:
             session.say(f"{group.name:<18} {group.kind:<11} {group.about}")
         return
     results = Results(arguments.output or (None if session.smoke else BUILD / "bench.json"))
-    names = list(results.figures) if arguments.show else measure(session, selected, results)
+    names, failed = (list(results.figures), []) if arguments.show else measure(session, selected, results)
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     console.print(table({name: results.figures[name] for name in names}, session.smoke))
+    if failed:
+        raise BedError(f"not measured to the end: {', '.join(failed)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

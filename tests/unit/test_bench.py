@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,12 +15,13 @@ from scapy.layers.inet import IP, TCP
 from bench.__main__ import main
 from bench.goals import GOALS, Goal
 from bench.guest import Disagreement, records_read, recovered_after
-from bench.registry import Measured, groups, interleaved, ratios
+from bench.registry import Group, Measured, Session, groups, interleaved, ratios
 from bench.results import Results, Surroundings, entry
 from bench.verdicts import Flow, Stretch, Verdicts, taken
 from nicdev.edge.capture import Capture
 from nicdev.nic import View
 from testbed.bed import Bed
+from testbed.errors import BedError
 from tests.support.ether import ETH
 
 HERE = Surroundings("make bench", "2 x Some CPU", "abc", "2026-01-01T00:00:00+00:00", "QEMU 10.0.8", "6.12.1", "tcg")
@@ -223,3 +225,24 @@ def test_smoke_run_of_the_simulation(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {name for name in GOALS if name.startswith("sim_")} <= set(figures)
     assert all(0 <= figures[name]["value"] <= 100 for name in figures if figures[name]["unit"] == "%")
     assert "Smoke test" in capsys.readouterr().out
+
+
+def test_a_group_that_fails_leaves_the_others_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: Session) -> Iterator[Measured]:
+        yield Measured("before", "x", [1.0])
+        raise BedError("the wire broke")
+
+    def works(_: Session) -> Iterator[Measured]:
+        yield Measured("after", "x", [2.0])
+
+    both = [Group("first", "device", "fails", fails), Group("second", "device", "works", works)]
+    monkeypatch.setattr("bench.__main__.groups", lambda: both)
+    path = tmp_path / "bench.json"
+    assert main(["--output", str(path)]) == 1
+    assert set(json.loads(path.read_text())["figures"]) == {"before", "after"}
+    said = capsys.readouterr()
+    assert "error: first: the wire broke" in said.err
+    assert "not measured to the end: first" in said.err
+    assert "after" in said.out
