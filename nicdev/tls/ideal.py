@@ -113,7 +113,11 @@ class IdealContext(Grounds):
             return True
         if walked.ends:
             self._nonces.learn(cursor.number, payload[: self._fmt.prefix] if first is None else first.head)
-        if self._open is not self._judged:
+        return self._trusted()
+
+    def _trusted(self) -> bool:
+        """See RxContext."""
+        if self._fmt.prefix != HEADER_LEN and self._open is not self._judged:
             self._look()
         return not self._suspect
 

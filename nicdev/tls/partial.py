@@ -26,6 +26,10 @@ class _PartialRecord:
         self._text_end = 0  # where the tag starts in the record; 0 while the prefix is incomplete
         self._tag = b""  # what is known of it
 
+    def inside(self, size: int) -> bool:
+        """Whether the next `size` (>= 1) bytes are text, all of them."""
+        return self._pos + size <= self._text_end
+
     def _split(self, src: BytesLike) -> tuple[int, int]:
         """Take the prefix bytes of `src`; start and end of the text in it. Moves the position behind `src`."""
         start, size, pos = 0, len(src), self._pos
@@ -53,6 +57,11 @@ class SealingRecord(_PartialRecord):
     def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._sealer = self._key.sealer(nonce, aad)
 
+    def more(self, text: memoryview) -> None:
+        """`feed` of what is text to its last byte (see inside), encrypted in place."""
+        self._sealer.update_into(text, text)
+        self._pos += len(text)
+
     def feed(self, src: memoryview, dst: memoryview) -> int:
         """Take the next piece; write its ciphertext and tag bytes into `dst`, which may be `src`. Returns text bytes.
 
@@ -78,6 +87,11 @@ class OpeningRecord(_PartialRecord):
 
     def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._opener = self._key.opener(nonce, aad)
+
+    def more(self, text: memoryview) -> None:
+        """`feed` of what is text to its last byte (see inside), decrypted in place."""
+        self._opener.update_into(text, text)
+        self._pos += len(text)
 
     def feed(self, src: memoryview, dst: memoryview) -> tuple[int, int]:
         """Take the next piece; write its plaintext, unauthenticated, into `dst` where the ciphertext is in `src`.

@@ -68,6 +68,7 @@ class RxResult(NamedTuple):
 
 _UNTOUCHED: Final = RxResult()
 _NOTHING_ASKED: Final = _UNTOUCHED[7:]  # all that follows `resynced`
+_NOTHING_WRONG: Final = _UNTOUCHED[3:]  # all that follows `plaintext`
 _new = tuple.__new__  # a NamedTuple from all its fields, at a third of the price of calling the class
 
 
@@ -245,11 +246,14 @@ class RxContext:
 
     def _follow(self, cursor: Cursor, record: OpeningRecord | None, payload: memoryview, whole: bool) -> RxResult:
         """Handle a payload that starts at `cursor`; `whole` if that is the whole packet."""
+        in_sync = self._state is RxState.IN_SYNC
+        if record is not None and whole and in_sync and record.inside(len(payload)) and self._trusted():
+            return self._inside(cursor, record, payload)
         walked = walk(self._fmt, cursor, payload)
         if walked is None or walked.last > MAX_NUMBER:
             return self._lose(cursor, "no header where one must be", error=True)
         resynced = self._state is RxState.HINTED
-        if self._state is not RxState.IN_SYNC:
+        if not in_sync:
             by = "the host's answer" if resynced else "the missing packet came"
             self.history.note(Happened.IN_SYNC, cursor.seq, cursor.number, by)
             self._withdrawn = self._strategy.found()
@@ -262,6 +266,17 @@ class RxContext:
             self.history.note(Happened.ERROR, cursor.seq, cursor.number, type(error).__name__)
             return RxResult(error=True, resynced=resynced)
         return RxResult(resynced=True) if resynced else _UNTOUCHED
+
+    def _inside(self, cursor: Cursor, record: OpeningRecord, payload: memoryview) -> RxResult:
+        """A packet that is text of the open record to its last byte, as most of wire size are: no tag can be wrong."""
+        try:
+            record.more(payload)
+        except FAULTS as error:  # part of it may be decrypted
+            self.history.note(Happened.ERROR, cursor.seq, cursor.number, type(error).__name__)
+            self._open = None
+            return RxResult(error=True, drop=True)
+        self._cursor = cursor.inside(len(payload))
+        return _new(RxResult, (True, 0, len(payload), *_NOTHING_WRONG))
 
     def _lose(self, cursor: Cursor, why: str, error: bool = False) -> RxResult:
         """What follows cannot be read; `cursor` is where the context stands."""
@@ -314,6 +329,10 @@ class RxContext:
 
     def _markable(self, cursor: Cursor, first: OpeningRecord | None, walked: Walk, payload: memoryview) -> bool:
         """Whether a packet that could be decrypted may be marked; `first` is the record that it began in."""
+        return True
+
+    def _trusted(self) -> bool:
+        """Whether packets of the open record may be marked before its tag is seen."""
         return True
 
     def _carry(

@@ -97,9 +97,15 @@ class TxContext:
                 cursor, record = self._rebuild(seq, resync)
             if cursor is None or cursor.seq != seq:
                 raise TxDrop(Counter.TX_DROP_WRONG_SEQ)
-            walked = self._walk(cursor, payload)
-            self.lose_sync()
-            record, plaintext = self._seal(cursor, walked, record, payload)
+            if record is not None and record.inside(len(payload)):  # most wire-size packets
+                self.lose_sync()
+                record.more(payload)
+                after, records, plaintext = cursor.inside(len(payload)), 0, len(payload)
+            else:
+                walked = self._walk(cursor, payload)
+                self.lose_sync()
+                record, plaintext = self._seal(cursor, walked, record, payload)
+                after, records = walked.after, len(walked.ends)
             if not self._sent.admit(seq, payload):
                 raise TxDrop(Counter.TX_DROP_NONCE_REUSE)
         except TxDrop as drop:
@@ -109,12 +115,12 @@ class TxContext:
             self.lose_sync()
             self.history.note(Happened.DROPPED, seq, why=Counter.TX_DROP_CRYPTO.name.lower())
             raise TxDrop(Counter.TX_DROP_CRYPTO, repr(error)) from error
-        self._cursor, self._open = walked.after, record
+        self._cursor, self._open = after, record
         self.packets += 1
         self.bytes += plaintext
-        self.records += len(walked.ends)
+        self.records += records
         self.resyncs += resync is not None
-        return _new(TxResult, (len(walked.ends), plaintext))
+        return _new(TxResult, (records, plaintext))
 
     @property
     def place(self) -> Cursor | None:

@@ -17,6 +17,8 @@ from nicdev.tls.record import HEADER_LEN, RecordFormat
 SEQ_MASK: Final = 0xFFFFFFFF
 SEQ_HALF: Final = 1 << 31  # differences from here on mean "before"
 
+_new = tuple.__new__  # a NamedTuple from all its fields, at a third of the price of calling the class
+
 
 class Cursor(NamedTuple):
     """A place in the record stream, between two bytes of it."""
@@ -26,6 +28,10 @@ class Cursor(NamedTuple):
     pos: int = 0  # bytes of that record before this place; 0 where a record starts
     size: int = 0  # length of that record with header and tag; 0 while its header is incomplete
     head: bytes = b""  # its first bytes, while its header is incomplete
+
+    def inside(self, size: int) -> Cursor:
+        """The place `size` bytes further on, which is still in the same record."""
+        return _new(Cursor, ((self.seq + size) & SEQ_MASK, self.number, self.pos + size, self.size, b""))
 
     def skip(self, gap: int) -> Cursor | None:
         """The place `gap` bytes (>= 1) further on without having seen them; None if they may hold a header."""
@@ -44,9 +50,6 @@ class Walk(NamedTuple):
     ends: list[int]  # offsets where a record ends, ascending, the first > 0
     after: Cursor  # the place behind the payload
     last: int  # number of the last record that has a byte in the payload
-
-
-_new = tuple.__new__  # a NamedTuple from all its fields, at a third of the price of calling the class
 
 
 def walk(fmt: RecordFormat, cursor: Cursor, payload: memoryview) -> Walk | None:

@@ -5,15 +5,28 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
+from cryptography.exceptions import InternalError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nicdev.abi import Direction, TlsVersion
+from nicdev.abi import Direction, RxPersonality, TlsVersion
+from nicdev.tls.aead import BytesLike
+from nicdev.tls.personality import rx_context
 from nicdev.tls.rx import RxContext, RxResult
 from tests.support.tls_oracle import GCM_1_2, SUITES, Stream, Suite, cut, stream
 
 SEQ = 0xFFFFFFD0  # wraps within the first record
 ALL_SUITES = pytest.mark.parametrize("suite", SUITES, ids=str)
+
+
+class Broken:
+    """Stands for a library that fails."""
+
+    def update_into(self, data: BytesLike, buf: memoryview) -> int:
+        raise InternalError("broken", [])
+
+    def verify(self, tag: BytesLike) -> bool:
+        raise InternalError("broken", [])
 
 
 def context(suite: Suite, seq: int = SEQ, number: int = 5, *, no_sync: bool = False) -> RxContext:
@@ -225,6 +238,27 @@ def test_a_crypto_fault_leaves_the_packet_alone(suite: Suite) -> None:
             assert (result.decrypted, data) == (False, piece)
             at += len(piece)
         assert rx.passed == len(pieces)
+
+
+@pytest.mark.parametrize("personality", RxPersonality)
+def test_a_crypto_fault_inside_a_record_drops_the_packet(personality: RxPersonality) -> None:
+    """It is decrypted in place, so part of it may be plaintext by then. Behind the record all is well, or is asked."""
+    records = stream(GCM_1_2, [20, 90, 30])
+    _, start, last = records.starts()
+    rx = rx_context(GCM_1_2.params(Direction.RX, SEQ, 5)._replace(rx_personality=personality))
+    known, first, middle, rest, second = cut(records.wire, [start, start + 40, start + 60, last])
+    assert receive(rx, SEQ, known)[0].decrypted  # from now on nonces are expected
+    assert receive(rx, SEQ + start, first)[0].decrypted
+    assert rx._open is not None
+    rx._open._opener = Broken()
+    result, _ = receive(rx, SEQ + start + 40, middle)
+    assert (result.decrypted, result.error, result.drop) == (False, True, True)
+    result, data = receive(rx, SEQ + start + 40, middle + rest)
+    assert (result.decrypted, data) == (False, middle + rest)
+    result, data = receive(rx, SEQ + last, second)
+    asks = personality is RxPersonality.IDEAL
+    assert (result.decrypted, result.ask is not None) == (not asks, asks)
+    assert data == (second if asks else records.clear[last:])
 
 
 @ALL_SUITES

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
+from cryptography.exceptions import InternalError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nicdev.abi import Direction, TlsVersion
 from nicdev.errors import TxDrop
 from nicdev.stats import Counter
+from nicdev.tls.partial import SealingRecord
 from nicdev.tls.tx import Resync, TxContext
 from tests.support.tls_oracle import GCM_1_2, RUBBISH, SUITES, Stream, Suite, cut, stream
 
@@ -266,6 +268,21 @@ def test_a_crypto_fault_drops_and_loses_sync(suite: Suite) -> None:
         tx._key.wipe()  # stands for any fault of the library
         dropped(tx, Counter.TX_DROP_CRYPTO, SEQ + at, records.framed[at:], resync)
         dropped(tx, Counter.TX_DROP_WRONG_SEQ, SEQ, records.framed)
+
+
+def test_a_crypto_fault_inside_a_record_drops_and_loses_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = stream(GCM_1_2, [90])
+    first, middle, rest = cut(records.framed, [40, 60])
+    tx = context(GCM_1_2)
+    send(tx, SEQ, first)
+
+    def fails(self: SealingRecord, text: memoryview) -> None:
+        raise InternalError("broken", [])
+
+    monkeypatch.setattr(SealingRecord, "more", fails)
+    dropped(tx, Counter.TX_DROP_CRYPTO, SEQ + 40, middle)
+    dropped(tx, Counter.TX_DROP_WRONG_SEQ, SEQ + 40, middle)
+    dropped(tx, Counter.TX_DROP_WRONG_SEQ, SEQ + 60, rest)
 
 
 @ALL_SUITES
