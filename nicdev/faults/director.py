@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nicdev.abi import Direction
-from nicdev.faults.device import DeviceFaults
+from nicdev.faults.device import DeviceFaults, Faults
 from nicdev.faults.flows import Flows
 from nicdev.faults.line import Line, Parcel
 from nicdev.faults.scenario import WIRE_ACTIONS, Scenario
@@ -31,7 +31,7 @@ class Director:
         self.flows = Flows(table)
         self._selectors = [Selector(rule, scenario) for rule in scenario.rules]
         at_work = [selector for selector in self._selectors if selector.rule.action not in WIRE_ACTIONS]
-        self.device = DeviceFaults(at_work, self.flows, stats, clock)
+        self.device = DeviceFaults(at_work, self.flows, stats, clock) if at_work else Faults()
         self._lines = {
             d: Line(d, self._wire_rules(d), d in scenario.wire_segments, self.flows, stats) for d in DIRECTIONS
         }

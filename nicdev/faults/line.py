@@ -22,13 +22,19 @@ from nicdev.faults.scenario import Action
 from nicdev.faults.select import Freshness, Selector, Sight
 from nicdev.stats import Counter, Stats
 from nicdev.wire import checksum, segment, vnet
-from nicdev.wire.frame import ETH_HLEN, Frame, parse
+from nicdev.wire.frame import ETH_HLEN, TCP_CSUM_OFFSET, Frame, parse
 
 MAX_HELD: Final = 4096  # packets per direction
 MAX_PIECES: Final = 2048  # that a packet is cut into; one that would make more stays whole
 _PLAIN: Final = bytes(vnet.VNET_HDR.size)
 _NOBODY: Final = (b"", 0)
 _Stream = tuple[bytes, int, bytes, int] | None
+
+
+def _partial(parsed: Frame) -> bytes:
+    """The header of a piece whose TCP checksum is as that of the whole was: left to whoever takes the packet."""
+    flags = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
+    return vnet.VnetHdr(flags=flags, csum_start=parsed.l4, csum_offset=TCP_CSUM_OFFSET).pack()
 
 
 class Parcel(NamedTuple):
@@ -72,11 +78,13 @@ class Line:
         parsed = parse(frame)
         gso_size = vnet.VNET_HDR.unpack_from(header)[3] if header[1] else 0
         if self._wire and gso_size and parsed is not None and parsed.end - parsed.payload <= MAX_PIECES * gso_size:
-            pieces = segment.segment(frame, parsed, gso_size)
+            partial = header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
+            pieces = segment.segment(frame, parsed, gso_size, partial != 0)
             self._stats.add(Counter.FAULT_CUT, len(pieces) - 1)
+            plain = _partial(parsed) if partial else _PLAIN
             for piece in pieces:
                 view = memoryview(piece)
-                self._one(Parcel(_PLAIN, view), parse(view), now, out)
+                self._one(Parcel(plain, view), parse(view), now, out)
         else:
             self._one(Parcel(header, frame), parsed, now, out)
         return out
@@ -123,6 +131,9 @@ class Line:
         """Let all rules judge one packet, and do what they want."""
         sight = self._sight(parcel, parsed)
         striking = [selector for selector in self._rules if selector.fits(sight) and selector.strikes()]
+        if not striking and not self._overtaken:
+            out.append(parcel)
+            return
         wanted = {selector.rule.action for selector in striking}
         if Action.DROP in wanted:
             self._stats.add(Counter.FAULT_DROPPED)

@@ -19,15 +19,17 @@ _U32: Final = Struct(">I")
 _IPV4_LENGTH_ID: Final = Struct(">HH")
 
 
-def segment(frame: memoryview | bytearray, f: Frame, mss: int) -> list[bytearray]:
+def segment(frame: memoryview | bytearray, f: Frame, mss: int, partial: bool = False) -> list[bytearray]:
     """Cut a frame into frames of at most `mss` (>= 1) bytes of TCP payload each, with all checksums complete.
 
-    The input may carry any checksums. Ethernet padding is not copied. A frame that is small enough comes back as one.
+    `partial`: TCP's are left as VIRTIO_NET_HDR_F_NEEDS_CSUM wants them. The input may carry any checksums. Ethernet
+    padding is not copied. A frame that is small enough comes back as one.
     """
     view = memoryview(frame)
     headers = view[: f.payload]
     length = f.end - f.payload
     identification = _U16.unpack_from(frame, f.l3 + 4)[0] if f.family == 4 else 0
+    finish = checksum.set_partial if partial else checksum.fill_tcp
     pieces = []
     for offset in range(0, length or 1, mss):
         chunk = view[f.payload + offset : min(f.payload + offset + mss, f.end)]
@@ -45,6 +47,6 @@ def segment(frame: memoryview | bytearray, f: Frame, mss: int) -> list[bytearray
             piece[f.l4 + 13] &= ~TCP_CWR
         if offset + mss < length:
             piece[f.l4 + 13] &= ~(TCP_FIN | TCP_PSH)
-        checksum.fill_tcp(piece, f._replace(end=end))
+        finish(piece, f._replace(end=end))
         pieces.append(piece)
     return pieces

@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
+import pytest
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
+from nicdev.faults.line import Parcel
 from nicdev.faults.parse import parse
 from nicdev.faults.scenario import Scenario
 from nicdev.stats import Counter
+from nicdev.wire import checksum
 from tests.support.fault_world import (
     GSO,
     PARTIAL,
@@ -30,17 +33,31 @@ from tests.support.fault_world import (
 # -- segments ------------------------------------------------------------------------------------------------------
 
 
-def test_large_packets_stay_whole_or_are_cut_to_wire_size() -> None:
+OPEN = struct.pack("<BBHHHHH", 1, 0, 0, 0, 34, 16, 0)  # NEEDS_CSUM, csum_start 34, csum_offset 16
+
+
+def completed(parcel: Parcel) -> bytes:
+    """The frame as whoever takes the parcel has to understand it."""
+    frame = bytearray(parcel.frame)
+    if bytes(parcel.header) != PLAIN:
+        assert bytes(parcel.header) == OPEN
+        checksum.finish_partial(frame, 34, 16)
+    return bytes(frame)
+
+
+@pytest.mark.parametrize(("whole", "piece"), [(GSO, OPEN), (b"\0" + GSO[1:], PLAIN)])
+def test_large_packets_stay_whole_or_are_cut_to_wire_size(whole: bytes, piece: bytes) -> None:
+    """What is left to do about checksums of the whole is left to do about those of the pieces."""
     frame = segment(0, STREAM[:5000])
-    assert World("").pass_(frame, GSO) == [frame]
+    assert World("").pass_(frame, whole) == [frame]
     world = World('[tx]\nsegments = "wire"')
-    out = world.director.feed(TX, GSO, memoryview(bytearray(frame)), 0)
-    assert [bytes(parcel.header) for parcel in out] == [PLAIN] * 5
-    packets = [Ether(bytes(parcel.frame)) for parcel in out]
+    out = world.director.feed(TX, whole, memoryview(bytearray(frame)), 0)
+    assert [bytes(parcel.header) for parcel in out] == [piece] * 5
+    packets = [Ether(completed(parcel)) for parcel in out]
     assert b"".join(bytes(packet[TCP].payload) for packet in packets) == STREAM[:5000]
     assert [packet[TCP].seq for packet in packets] == [(START + 1000 * n) & 0xFFFFFFFF for n in range(5)]
     assert all(valid(bytes(packet)) for packet in packets)
-    assert world.pass_(frame, GSO, direction=RX) == [frame]
+    assert world.pass_(frame, whole, direction=RX) == [frame]
     small = segment(0, b"small")
     assert world.pass_(small, PARTIAL) == [small]
     assert world.stats[Counter.FAULT_CUT] == 4
