@@ -127,6 +127,7 @@ def groups() -> tuple[Group, ...]:
         speed_loss,
         speed_many,
         speed_passt,
+        speed_profile,
         speed_small,
     )
 
@@ -141,5 +142,6 @@ def groups() -> tuple[Group, ...]:
         speed_small.GROUP,
         speed_loss.GROUP,
         speed_many.GROUP,
+        speed_profile.GROUP,
         speed_passt.GROUP,
     )

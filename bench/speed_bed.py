@@ -159,6 +159,7 @@ class SpeedBed:
     guest: InGuest
     wire: OnWire
     pids: dict[str, int]  # of all that takes part in a transfer
+    vcpus: list[int] = field(default_factory=list)  # threads of QEMU that are the guest's processors
     _offloads: dict[str, bool] = field(default_factory=dict)
 
     def run(self, guest: Mapping[str, Any], wire: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -182,8 +183,9 @@ class SpeedBed:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {second})
         processors: Any = self.bed.guest.qmp("query-cpus-fast")
-        for processor in processors:
-            os.sched_setaffinity(processor["thread-id"], {first})
+        self.vcpus = [processor["thread-id"] for processor in processors]
+        for thread in self.vcpus:
+            os.sched_setaffinity(thread, {first})
 
     def facts(self) -> dict[str, Any]:
         """What software kTLS and TCP run on in this guest. Raises BedError if TLS would run slower than it can."""
@@ -242,14 +244,23 @@ def passt_bed(assets: Assets) -> Iterator[SpeedBed]:
 
 def cpu_seconds(pid: int) -> float:
     """Processor time of a process with all its threads so far (proc(5): utime and stime)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return _seconds(Path(f"/proc/{pid}/stat"))
+
+
+def _seconds(stat: Path) -> float:
+    fields = stat.read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def used(bed: SpeedBed) -> dict[str, float]:
-    """Processor seconds so far of all that takes part; "machine": of everything that runs here."""
+    """Processor seconds so far of all that takes part; "machine": of everything that runs here.
+
+    "vcpus" are the threads of QEMU that are the guest's processors, "qemu" is the rest of it.
+    """
     busy = [int(number) for number in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     idle, iowait, steal = busy[3], busy[4], busy[7]
     found = {name: cpu_seconds(pid) for name, pid in bed.pids.items()}
+    found["vcpus"] = sum(_seconds(Path(f"/proc/{thread}/task/{thread}/stat")) for thread in bed.vcpus)
+    found["qemu"] -= found["vcpus"]
     found["machine"] = (sum(busy[:8]) - idle - iowait - steal) / os.sysconf("SC_CLK_TCK")
     return found

@@ -3,6 +3,9 @@
 Every figure is a ratio of two arms of the same round; each arm's absolute throughput is a figure too, with the
 processor time it took and the packets it came in. The control arm is plain TCP through our NIC, in that
 direction. Every arm has run once, shortly, before the first round.
+
+The guest's processors take more time for a GB of kTLS than for one of plain TCP, whoever encrypts: `..._guest_bound` is
+what that leaves of the ratio if everything outside the guest took no time at all.
 """
 
 from __future__ import annotations
@@ -77,6 +80,11 @@ def absolute(name: str, outcomes: Sequence[Outcome], facts: Mapping[str, Any]) -
     return Measured(f"{name}_gbit", "Gbit/s", [outcome.gbit for outcome in outcomes], details=details)
 
 
+def _vcpu_seconds(outcomes: Sequence[Outcome]) -> list[float]:
+    """What a GB took of the guest's own processors."""
+    return [outcome.cpu["vcpus"] / outcome.gigabytes for outcome in outcomes]
+
+
 def figures(results: Mapping[str, Sequence[Outcome]], facts: Mapping[str, Any]) -> Iterator[Measured]:
     """All figures of the arms' outcomes by round."""
     gbit = {name: [outcome.gbit for outcome in outcomes] for name, outcomes in results.items()}
@@ -90,6 +98,10 @@ def figures(results: Mapping[str, Sequence[Outcome]], facts: Mapping[str, Any]) 
     for under in ("plain", "software"):
         values = ratios(cpu["offload"], cpu[under])
         yield Measured(f"cpu_per_gb_offload_over_{under}", "x", values, gbit["plain_tx"], facts)
+    for figure, (over, under) in RATIOS.items():
+        if figure.endswith("offload_over_plain"):
+            bound = ratios(_vcpu_seconds(results[under]), _vcpu_seconds(results[over]))
+            yield Measured(f"{figure}_guest_bound", "x", bound, gbit[control(over)], facts)
     for name, outcomes in results.items():
         yield absolute(name, outcomes, facts)
 

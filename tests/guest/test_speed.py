@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import speed_bulk, speed_loss, speed_many, speed_small
+from bench import speed_bulk, speed_loss, speed_many, speed_profile, speed_small
 from bench.__main__ import main
 from bench.goals import GOALS, SPEED
 
@@ -27,3 +27,14 @@ def test_smoke_run(tmp_path: Path) -> None:
     assert wanted <= set(GOALS)
     assert wanted <= set(found)
     assert all(figure["value"] > 0 for figure in found.values())
+
+
+def test_smoke_run_of_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    assert main(["--smoke", "--only", speed_profile.GROUP.name, "--output", str(path)]) == 0
+    figures = json.loads(path.read_text())["figures"]
+    parts = {name: figure["details"]["parts"] for name, figure in figures.items()}
+    assert set(parts) == {"guest_share_driver_plain_tx", "guest_share_driver_offload_tx"}
+    assert all(99 < sum(found.values()) < 101 for found in parts.values())
+    assert all({"driver", "copies", "rest of the kernel"} <= set(found) for found in parts.values())
+    assert parts["guest_share_driver_offload_tx"]["tls"] > parts["guest_share_driver_plain_tx"].get("tls", 0)

@@ -13,6 +13,7 @@ import pytest
 
 from bench.speed_bed import PATTERN
 from bench.speed_bulk import ARMS, RATIOS, figures
+from bench.speed_profile import middle, shares
 from bench.speed_run import Arm, Look, Outcome, check_firsts, check_samples, interrupts, prove
 from testbed.errors import BedError
 from testbed.peers.flowkeys import DirectionKeys, FlowKeys
@@ -297,9 +298,16 @@ def test_each_counter_can_contradict(part: str, counter: str, value: int) -> Non
 
 def test_figures_of_all_arms() -> None:
     """Each ratio is of the same round; the control arm is plain TCP in the direction of the arms."""
-    cpu = {"qemu": 2.0, "nic": 0.5, "peer": 0.5, "machine": 9.0}
     results = {
-        name: [Outcome(float(number + place + 1), 2.0, cpu, {"x": float(place)}) for place in range(3)]
+        name: [
+            Outcome(
+                float(number + place + 1),
+                2.0,
+                {"vcpus": 2.0 + number, "nic": 0.5, "peer": 0.5 - number, "machine": 9.0},
+                {"x": float(place)},
+            )
+            for place in range(3)
+        ]
         for number, name in enumerate(ARMS)
     }
     found = {measured.name: measured for measured in figures(results, {"cpu": "max"})}
@@ -309,8 +317,29 @@ def test_figures_of_all_arms() -> None:
     assert found["rx_offload_over_software"].control == [5.0, 6.0, 7.0]
     assert found["sendfile_offload_over_plain"].control == [9.0, 10.0, 11.0]
     assert found["cpu_per_gb_offload_over_plain"].value == 1.0
+    assert found["tx_offload_over_plain_guest_bound"].samples == [2 / 3] * 3
+    assert found["rx_offload_over_plain_guest_bound"].samples == [6 / 7] * 3
     assert found["plain_tx_gbit"].details == {
-        "cpu": "max", "x": 1.0, "cpu_seconds_per_gb_qemu": 1.0, "cpu_seconds_per_gb_nic": 0.25,
+        "cpu": "max", "x": 1.0, "cpu_seconds_per_gb_vcpus": 1.0, "cpu_seconds_per_gb_nic": 0.25,
         "cpu_seconds_per_gb_peer": 0.25, "cpu_seconds_per_gb_machine": 4.5,
     }  # fmt: skip
     assert RECORDS * RECORD == PERIOD
+
+
+def test_a_profile_s_shares() -> None:
+    found = shares({"tlsnic_tx_post [tlsnic]": 1, "tls_push_data [tls]": 2, "user": 3, "memset": 1, "tcp_ack": 3})
+    assert found["parts"] == {
+        "driver": 10,
+        "tls": 20,
+        "programs": 30,
+        "clearing of new memory": 10,
+        "rest of the kernel": 30,
+    }
+    assert found["functions"]["tcp_ack"] == 30
+    with pytest.raises(BedError, match="idle"):
+        shares({})
+
+
+def test_the_middle_of_profiles() -> None:
+    assert middle([{"a": 1.0, "b": 9.0}, {"a": 3.0}, {"a": 2.0, "b": 8.0}], 2) == {"b": 8.0, "a": 2.0}
+    assert list(middle([{"a": 1.0, "b": 9.0}], 1)) == ["b"]

@@ -1,0 +1,89 @@
+"""Where the guest's processors are during bulk transfers: the share of our driver, of the kernel's TLS, of copies.
+
+Figures are shares of the samples in which a processor was busy. `details` has all parts and the functions that were
+seen most. Nothing here has a goal: it shows where a driver could help, and where not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from statistics import median
+from typing import Final
+
+from bench.registry import Group, Measured, Session, interleaved
+from bench.speed_bed import GUEST_FOLDER, SpeedBed, speed_bed
+from bench.speed_bulk import ARMS, timing, warm_up
+from bench.speed_run import Arm, Timing, transfer
+from testbed.errors import BedError
+
+PROFILED: Final = {name: what for name, what in ARMS.items() if name.partition("_")[0] in ("plain", "offload")}
+COPIES: Final = frozenset(("rep_movs_alternative", "copy_to_nontemporal", "copy_user_generic", "memcpy", "memcpy_orig"))
+CLEARS: Final = frozenset(("clear_page_orig", "clear_page_rep", "clear_page_erms", "memset", "memset_orig"))
+SHOWN: Final = 25  # functions
+
+
+def part(function: str) -> str:
+    """Which part of the guest a function belongs to."""
+    name, _, module = function.partition(" ")
+    if name in COPIES:
+        return "copies"
+    if name in CLEARS:
+        return "clearing of new memory"
+    return {"[tlsnic]": "driver", "[tls]": "tls", "user": "programs"}.get(module or name, "rest of the kernel")
+
+
+def shares(functions: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Per cent of what was busy, by part and by function. Raises BedError where nothing was."""
+    busy = sum(functions.values())
+    if not busy:
+        raise BedError("the guest was idle all the time")
+    parts: Counter[str] = Counter()
+    for function, count in functions.items():
+        parts[part(function)] += count
+    found = {"parts": parts, "functions": functions}
+    return {kind: {name: 100 * count / busy for name, count in counts.items()} for kind, counts in found.items()}
+
+
+def middle(rounds: Sequence[Mapping[str, float]], most: int) -> dict[str, float]:
+    """The medians of the rounds, the largest first."""
+    names = {name for one in rounds for name in one}
+    found = Counter({name: round(median(one.get(name, 0.0) for one in rounds), 2) for name in names})
+    return dict(found.most_common(most))
+
+
+def profile(session: Session, bed: SpeedBed, name: str, what: Arm, number: int) -> dict[str, dict[str, float]]:
+    """One transfer and what was sampled meanwhile."""
+    wanted = timing(session)
+    when = Timing(1.0, max(wanted.seconds, 2.0))  # a program needs most of a second to start in the guest
+    command = ["python3", "-m", "testbed.peers.speed_profile", str(when.seconds - 0.5)]
+    sampler = bed.bed.agent.spawn(command, cwd=GUEST_FOLDER)
+    transfer(bed, what, when, f"{name} profiled {number}")
+    said = bytearray()
+    while piece := sampler.read(30):
+        said += piece
+    if not said:
+        raise BedError(f"the sampler in the guest: {bytes(sampler.stderr).decode(errors='replace')[-500:]}")
+    found = shares(json.loads(said)["functions"])
+    driver, tls = (found["parts"].get(name, 0.0) for name in ("driver", "tls"))
+    session.say(f"  round {number + 1}, {name}: driver {driver:.1f} %, tls {tls:.1f} % of what is busy")
+    return found
+
+
+def measure(session: Session) -> Iterator[Measured]:
+    """The group."""
+    bed = session.guest(speed_bed)
+    arms = {name: PROFILED[name] for name in list(PROFILED)[: 2 if session.smoke else None]}
+    warm_up(session, bed, arms)
+    runs = {name: partial(profile, session, bed, name, what) for name, what in arms.items()}
+    for name, rounds in interleaved(runs, session.rounds()).items():
+        details = {kind: middle([one[kind] for one in rounds], SHOWN) for kind in ("parts", "functions")}
+        driver = [one["parts"].get("driver", 0.0) for one in rounds]
+        yield Measured(f"guest_share_driver_{name}", "%", driver, details=details)
+
+
+GROUP: Final = Group(
+    "speed-profile", "guest", "where the guest's processors are in bulk transfers", measure, only_full=True
+)
