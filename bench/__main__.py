@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -57,10 +58,11 @@ def measure(session: Session, selected: Sequence[Group], results: Results) -> tu
                 where = surroundings(["--only", group.name, *more], assets)
                 results.add(name, entry(measured, group.kind, where, name))
                 names.append(name)
-        except (BedError, AssertionError) as error:  # an hour's other figures are not its fault
+        except (BedError, AssertionError, OSError) as error:  # an hour's other figures are not its fault
             print(f"error: {group.name}: {error}", file=sys.stderr, flush=True)
             failed.append(group.name)
-            session.close()
+            with suppress(BedError, OSError):  # what broke may not end in order
+                session.close()
         session.say(f"  {time.monotonic() - began:.0f} s")
     return names, failed
 

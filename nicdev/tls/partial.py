@@ -88,10 +88,10 @@ class OpeningRecord(_PartialRecord):
     def _begin(self, nonce: BytesLike, aad: bytes) -> None:
         self._opener = self._key.opener(nonce, aad)
 
-    def more(self, text: memoryview) -> None:
-        """`feed` of what is text to its last byte (see inside), decrypted in place."""
-        self._opener.update_into(text, text)
-        self._pos += len(text)
+    def more(self, src: memoryview, dst: memoryview) -> None:
+        """`feed` of what is text to its last byte (see inside)."""
+        self._opener.update_into(src, dst)
+        self._pos += len(src)
 
     def feed(self, src: memoryview, dst: memoryview) -> tuple[int, int]:
         """Take the next piece; write its plaintext, unauthenticated, into `dst` where the ciphertext is in `src`.

@@ -269,13 +269,15 @@ class RxContext:
 
     def _inside(self, cursor: Cursor, record: OpeningRecord, payload: memoryview) -> RxResult:
         """A packet that is text of the open record to its last byte, as most of wire size are: no tag can be wrong."""
-        try:
-            record.more(payload)
-        except FAULTS as error:  # part of it may be decrypted
-            self.history.note(Happened.ERROR, cursor.seq, cursor.number, type(error).__name__)
-            self._open = None
-            return RxResult(error=True, drop=True)
+        text = self._scratch[: len(payload)]
         self._cursor = cursor.inside(len(payload))
+        try:
+            record.more(payload, text)
+        except FAULTS as error:
+            self._open = None
+            self.history.note(Happened.ERROR, cursor.seq, cursor.number, type(error).__name__)
+            return RxResult(error=True)
+        payload[:] = text
         return _new(RxResult, (True, 0, len(payload), *_NOTHING_WRONG))
 
     def _lose(self, cursor: Cursor, why: str, error: bool = False) -> RxResult:

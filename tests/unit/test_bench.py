@@ -230,15 +230,24 @@ def test_smoke_run_of_the_simulation(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_group_that_fails_leaves_the_others_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    closed = 0
+
     def fails(_: Session) -> Iterator[Measured]:
         yield Measured("before", "x", [1.0])
         raise BedError("the wire broke")
+
+    def close(_: Session) -> None:
+        nonlocal closed
+        closed += 1
+        if closed == 1:
+            raise OSError("the guest is gone, too")
 
     def works(_: Session) -> Iterator[Measured]:
         yield Measured("after", "x", [2.0])
 
     both = [Group("first", "device", "fails", fails), Group("second", "device", "works", works)]
     monkeypatch.setattr("bench.__main__.groups", lambda: both)
+    monkeypatch.setattr(Session, "close", close)
     path = tmp_path / "bench.json"
     assert main(["--output", str(path)]) == 1
     assert set(json.loads(path.read_text())["figures"]) == {"before", "after"}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nicdev.abi import Direction, RxPersonality, TlsVersion
-from nicdev.tls.aead import BytesLike
+from nicdev.tls.aead import BytesLike, Opener
+from nicdev.tls.history import Happened
 from nicdev.tls.personality import rx_context
 from nicdev.tls.rx import RxContext, RxResult
 from tests.support.tls_oracle import GCM_1_2, SUITES, Stream, Suite, cut, stream
@@ -19,14 +20,21 @@ SEQ = 0xFFFFFFD0  # wraps within the first record
 ALL_SUITES = pytest.mark.parametrize("suite", SUITES, ids=str)
 
 
-class Broken:
-    """Stands for a library that fails."""
+class FailsOnce:
+    """A library that fails once."""
+
+    def __init__(self, good: Opener) -> None:
+        self._good = good
+        self._failed = False
 
     def update_into(self, data: BytesLike, buf: memoryview) -> int:
-        raise InternalError("broken", [])
+        if not self._failed:
+            self._failed = True
+            raise InternalError("broken", [])
+        return self._good.update_into(data, buf)
 
     def verify(self, tag: BytesLike) -> bool:
-        raise InternalError("broken", [])
+        return self._good.verify(tag)
 
 
 def context(suite: Suite, seq: int = SEQ, number: int = 5, *, no_sync: bool = False) -> RxContext:
@@ -240,25 +248,39 @@ def test_a_crypto_fault_leaves_the_packet_alone(suite: Suite) -> None:
         assert rx.passed == len(pieces)
 
 
+@pytest.mark.conformance(4)
 @pytest.mark.parametrize("personality", RxPersonality)
-def test_a_crypto_fault_inside_a_record_drops_the_packet(personality: RxPersonality) -> None:
-    """It is decrypted in place, so part of it may be plaintext by then. Behind the record all is well, or is asked."""
+def test_a_crypto_fault_inside_a_record_leaves_it_alone(personality: RxPersonality) -> None:
+    """From that packet to the record's end, even if the library recovers: where its cipher stands nobody knows."""
     records = stream(GCM_1_2, [20, 90, 30])
     _, start, last = records.starts()
     rx = rx_context(GCM_1_2.params(Direction.RX, SEQ, 5)._replace(rx_personality=personality))
-    known, first, middle, rest, second = cut(records.wire, [start, start + 40, start + 60, last])
+    known, first, middle, more, rest, second = cut(records.wire, [start, start + 40, start + 60, start + 80, last])
     assert receive(rx, SEQ, known)[0].decrypted  # from now on nonces are expected
     assert receive(rx, SEQ + start, first)[0].decrypted
     assert rx._open is not None
-    rx._open._opener = Broken()
-    result, _ = receive(rx, SEQ + start + 40, middle)
-    assert (result.decrypted, result.error, result.drop) == (False, True, True)
-    result, data = receive(rx, SEQ + start + 40, middle + rest)
-    assert (result.decrypted, data) == (False, middle + rest)
+    rx._open._opener = FailsOnce(rx._open._opener)
+    result, data = receive(rx, SEQ + start + 40, middle)
+    assert (result.decrypted, result.error, data) == (False, True, middle)
+    for at, piece in ((start + 60, more), (start + 80, rest)):
+        result, data = receive(rx, SEQ + at, piece)
+        assert (result.decrypted, data) == (False, piece)
     result, data = receive(rx, SEQ + last, second)
     asks = personality is RxPersonality.IDEAL
     assert (result.decrypted, result.ask is not None) == (not asks, asks)
     assert data == (second if asks else records.clear[last:])
+
+
+@pytest.mark.parametrize("personality", [p for p in RxPersonality if p is not RxPersonality.IDEAL])
+def test_a_late_packet_inside_a_record_ends_the_loss(personality: RxPersonality) -> None:
+    records = stream(GCM_1_2, [200, 60, 60])
+    rx = rx_context(GCM_1_2.params(Direction.RX, SEQ, 5)._replace(rx_personality=personality))
+    assert receive(rx, SEQ, records.wire[:60])[0].decrypted
+    assert receive(rx, SEQ + records.starts()[2], records.wire[records.starts()[2] :])[0].lost_sync
+    result, data = receive(rx, SEQ + 60, records.wire[60:100])
+    assert (result.decrypted, data) == (True, records.clear[60:100])
+    assert rx.place is not None
+    assert rx.history.events[-1].what is Happened.IN_SYNC
 
 
 @ALL_SUITES

@@ -270,6 +270,17 @@ def test_a_crypto_fault_drops_and_loses_sync(suite: Suite) -> None:
         dropped(tx, Counter.TX_DROP_WRONG_SEQ, SEQ, records.framed)
 
 
+@pytest.mark.conformance(85)
+def test_another_text_inside_a_record_drops_and_loses_sync() -> None:
+    records = stream(GCM_1_2, [200])
+    tx = context(GCM_1_2)
+    send(tx, SEQ, records.framed[:60])
+    send(tx, SEQ + 60, records.framed[60:100])
+    send(tx, SEQ, records.framed[:60], Resync(SEQ, 5, b""))
+    dropped(tx, Counter.TX_DROP_NONCE_REUSE, SEQ + 60, bytes(40))
+    dropped(tx, Counter.TX_DROP_WRONG_SEQ, SEQ + 60, records.framed[60:100])
+
+
 def test_a_crypto_fault_inside_a_record_drops_and_loses_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     records = stream(GCM_1_2, [90])
     first, middle, rest = cut(records.framed, [40, 60])
