@@ -78,8 +78,9 @@ class Line:
         parsed = parse(frame)
         gso_size = vnet.VNET_HDR.unpack_from(header)[3] if header[1] else 0
         if self._wire and gso_size and parsed is not None and parsed.end - parsed.payload <= MAX_PIECES * gso_size:
-            partial = header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
-            pieces = segment.segment(frame, parsed, gso_size, partial != 0)
+            # To the wire a checksum may stay open, as it was; what comes from a wire has complete ones.
+            partial = self._direction is Direction.TX and header[0] & vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
+            pieces = segment.segment(frame, parsed, gso_size, bool(partial))
             self._stats.add(Counter.FAULT_CUT, len(pieces) - 1)
             plain = _partial(parsed) if partial else _PLAIN
             for piece in pieces:

@@ -9,6 +9,7 @@ import pytest
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
+from nicdev.abi import Direction
 from nicdev.faults.line import Parcel
 from nicdev.faults.parse import parse
 from nicdev.faults.scenario import Scenario
@@ -45,21 +46,25 @@ def completed(parcel: Parcel) -> bytes:
     return bytes(frame)
 
 
-@pytest.mark.parametrize(("whole", "piece"), [(GSO, OPEN), (b"\0" + GSO[1:], PLAIN)])
-def test_large_packets_stay_whole_or_are_cut_to_wire_size(whole: bytes, piece: bytes) -> None:
-    """What is left to do about checksums of the whole is left to do about those of the pieces."""
+@pytest.mark.parametrize(
+    ("direction", "whole", "piece"),
+    [(TX, GSO, OPEN), (TX, b"\0" + GSO[1:], PLAIN), (RX, GSO, PLAIN), (RX, b"\0" + GSO[1:], PLAIN)],
+)
+def test_large_packets_stay_whole_or_are_cut_to_wire_size(direction: Direction, whole: bytes, piece: bytes) -> None:
+    """On tx what is left to do about the whole's checksum is left to do about the pieces'; a wire brings it done."""
+    other = RX if direction is TX else TX
     frame = segment(0, STREAM[:5000])
-    assert World("").pass_(frame, whole) == [frame]
-    world = World('[tx]\nsegments = "wire"')
-    out = world.director.feed(TX, whole, memoryview(bytearray(frame)), 0)
+    assert World("").pass_(frame, whole, direction=direction) == [frame]
+    world = World(f'[{direction.name.lower()}]\nsegments = "wire"')
+    out = world.director.feed(direction, whole, memoryview(bytearray(frame)), 0)
     assert [bytes(parcel.header) for parcel in out] == [piece] * 5
     packets = [Ether(completed(parcel)) for parcel in out]
     assert b"".join(bytes(packet[TCP].payload) for packet in packets) == STREAM[:5000]
     assert [packet[TCP].seq for packet in packets] == [(START + 1000 * n) & 0xFFFFFFFF for n in range(5)]
     assert all(valid(bytes(packet)) for packet in packets)
-    assert world.pass_(frame, whole, direction=RX) == [frame]
+    assert world.pass_(frame, whole, direction=other) == [frame]
     small = segment(0, b"small")
-    assert world.pass_(small, PARTIAL) == [small]
+    assert world.pass_(small, PARTIAL, direction=direction) == [small]
     assert world.stats[Counter.FAULT_CUT] == 4
 
 
