@@ -31,10 +31,9 @@ from tests.support.fault_world import (
     valid,
 )
 
-# -- segments ------------------------------------------------------------------------------------------------------
-
-
 OPEN = struct.pack("<BBHHHHH", 1, 0, 0, 0, 34, 16, 0)  # NEEDS_CSUM, csum_start 34, csum_offset 16
+
+# -- segments ------------------------------------------------------------------------------------------------------
 
 
 def completed(parcel: Parcel) -> bytes:

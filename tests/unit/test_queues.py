@@ -12,7 +12,7 @@ from nicdev.queues import QUIET_BYTES, QUIET_CHAINS, QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.features import VIRTIO_NET_F_MRG_RXBUF
 from tests.support.nic_chains import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
-from tests.unit.test_virtio_ring import DATA, make
+from tests.support.rings import DATA, make
 
 HEADERS = 54  # bytes of Ethernet, IP and TCP
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import pytest
@@ -10,32 +9,7 @@ import pytest
 from nicdev.virtio.memory import GuestMemory, Region
 from nicdev.virtio.ring import Chain, RingLayout, SplitRing
 from tests.support.fake_driver import FakeQueue, random_chain
-
-USER = 0x5555_0000_0000
-RAM = 1 << 18
-DATA = 1 << 17  # guest address of the data area
-
-
-def make(
-    num: int, *, event_idx: bool = False, indirect: bool = True, start: int = 0, split_at: int | None = None
-) -> tuple[FakeQueue, SplitRing]:
-    """A driver and a device on the same memory; `split_at` cuts it into two regions that lie apart in user
-    addresses."""
-    ram = memoryview(bytearray(RAM))
-    cuts = [0, RAM] if split_at is None else [0, split_at, RAM]
-    regions = [
-        Region(lo, USER + lo + i * RAM, hi - lo, ram[lo:hi]) for i, (lo, hi) in enumerate(itertools.pairwise(cuts))
-    ]
-    queue = FakeQueue(ram, 0, num, event_idx=event_idx, start=start)
-    layout = RingLayout(num, USER + queue.desc_at, USER + queue.avail_at, USER + queue.used_at)
-    ring = SplitRing(GuestMemory(regions), layout, base=start, event_idx=event_idx, indirect=indirect)
-    return queue, ring
-
-
-def beside(queue: FakeQueue, ring: SplitRing) -> SplitRing:
-    """Another device on the same memory, at the same position."""
-    layout = RingLayout(queue.num, USER + queue.desc_at, USER + queue.avail_at, USER + queue.used_at)
-    return SplitRing(ring._memory, layout, base=ring.base, indirect=True)
+from tests.support.rings import DATA, RAM, USER, beside, make
 
 
 def test_nothing_there() -> None:
@@ -248,104 +222,6 @@ def test_attach_to_moved_memory() -> None:
     chain = ring.pop()
     assert chain is not None
     assert bytes(chain[1][0]) == b"\x55"
-
-
-class TestNotification:
-    """Section 2.7.7.2 and 2.7.10: flags without EVENT_IDX, one crossing with it."""
-
-    def test_flags(self) -> None:
-        queue, ring = make(4)
-        for wanted in (True, False):
-            queue.add([(DATA, 1)], [])
-            queue.publish()
-            chain = ring.pop()
-            assert chain is not None
-            ring.push(chain[0], 0)
-            assert ring.publish() is wanted
-            queue.collect()
-            queue.no_signals()
-
-    def test_kicks_by_flag(self) -> None:
-        queue, ring = make(4)
-        ring.suppress_kicks()
-        queue.add([(DATA, 1)], [])
-        assert queue.publish() is False
-        assert ring.want_kicks() is True, "what came in silence must be found"
-        ring.pop()
-        assert ring.want_kicks() is False
-        queue.add([(DATA, 1)], [])
-        assert queue.publish() is True
-
-    @pytest.mark.parametrize("start", [0, 65533, 65535])
-    def test_kicks_by_event(self, start: int) -> None:
-        queue, ring = make(4, event_idx=True, start=start)
-        for _ in range(6):
-            assert ring.want_kicks() is False
-            queue.add([(DATA, 1)], [])
-            assert queue.publish() is True, "the first after asking"
-            queue.add([(DATA, 1)], [])
-            assert queue.publish() is False, "the device knows"
-            assert ring.want_kicks() is True
-            for _ in range(2):
-                chain = ring.pop()
-                assert chain is not None
-                ring.push(chain[0], 0)
-            ring.publish()
-            queue.collect()
-
-    @pytest.mark.parametrize("start", [0, 65530, 65535])
-    @pytest.mark.parametrize("batch", [1, 2, 3])
-    def test_signal_once_per_crossing(self, start: int, batch: int) -> None:
-        """The driver asks at its position; whatever batch passes that position signals, the next does not."""
-        queue, ring = make(8, event_idx=True, start=start)
-        for _ in range(4):
-            assert queue.want_signal() is False
-            for wanted in (True, False):
-                for _ in range(batch):
-                    queue.add([(DATA, 1)], [])
-                queue.publish()
-                for _ in range(batch):
-                    chain = ring.pop()
-                    assert chain is not None
-                    ring.push(chain[0], 0)
-                assert ring.publish() is wanted
-            assert queue.want_signal() is True
-            queue.collect()
-
-    @pytest.mark.parametrize("start", [0, 65530, 65535])
-    @pytest.mark.parametrize("event_idx", [False, True])
-    def test_a_signal_waits_until_it_is_sent(self, start: int, event_idx: bool) -> None:
-        """Unless the driver looks meanwhile, and asks anew or for nothing."""
-        queue, ring = make(8, event_idx=event_idx, start=start)
-
-        def use_one() -> None:
-            queue.add([(DATA, 1)], [])
-            queue.publish()
-            chain = ring.pop()
-            assert chain is not None
-            ring.push(chain[0], 0)
-
-        queue.want_signal()
-        for shown in range(1, 4):
-            use_one()
-            assert ring.show() is True
-            assert (ring.untold, len(queue.in_flight)) == (shown, shown), "seen by the driver when it looks"
-        assert ring.publish() is True
-        assert ring.publish() is False, "it was sent"
-        assert ring.show() is False
-        assert len(queue.collect()) == 3
-        queue.want_signal()
-        use_one()
-        assert ring.show() is True
-        assert len(queue.collect()) == 1
-        if event_idx:
-            queue.want_signal()
-        else:
-            queue.no_signals()
-        assert ring.publish() is False
-        queue.want_signal()
-        use_one()
-        assert ring.publish() is True
 
 
 @pytest.mark.parametrize("num", [1, 2, 16, 256, 32768])
