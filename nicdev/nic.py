@@ -49,7 +49,7 @@ _TX_TLS, _TX_TLS_LEN, _RESYNC = int(abi.ExtType.TX_TLS), abi.TX_TLS.size, int(ab
 _RX_TLS, _RX_TLS_LEN, _DECRYPTED = int(abi.ExtType.RX_TLS), abi.RX_TLS.size, int(abi.RxTlsFlag.DECRYPTED)
 
 _VNET_HDR_LEN, _HDR_F_EXT, _NEEDS_CSUM = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EXT), vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
-_unpack_vnet_hdr = vnet.VNET_HDR.unpack_from
+_unpack_vnet_hdr, _check_vnet_hdr = vnet.VNET_HDR.unpack_from, vnet.check
 
 _ORDINARY: Final = RxResult()[3:]  # all but whether, and what, was decrypted
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
@@ -80,15 +80,18 @@ class Observer(Protocol):
         """See one view of one packet; direction is "tx" or "rx", comment may be empty."""
 
 
-class Outcome(NamedTuple):
-    """What a tx chain came to: a packet for the wire, a reply for the chain's writable part, or neither."""
-
-    packet: Packet | None
-    reply: bytes
-
-
 _new = tuple.__new__  # of the hot paths: a NamedTuple from all its fields, at a third of the price of calling the class
-_NOTHING = Outcome(None, b"")
+_NOTHING: Final = b""
+
+
+def _checked(chain: memoryview, frame_at: int) -> tuple[memoryview, memoryview]:
+    """Header and frame: one of a possible size under one that makes sense; else raises FrameError."""
+    chain[0] &= _NEEDS_CSUM  # the one flag a driver may set
+    size = len(chain) - frame_at
+    if size > MAX_FRAME:
+        raise FrameError(Counter.TX_DROP_TOO_BIG)
+    _check_vnet_hdr(_unpack_vnet_hdr(chain), size)
+    return chain[:_VNET_HDR_LEN], chain[frame_at:]
 
 
 def _resync_fields(result: RxResult) -> tuple[int, int]:
@@ -164,8 +167,11 @@ class Nic:
 
     # -- tx -----------------------------------------------------------------------------------------------------------
 
-    def transmit(self, queue: int, chain: bytearray) -> Outcome:
-        """Handle one tx chain; `chain` is the device's copy of its readable part and is overwritten."""
+    def transmit(self, queue: int, chain: bytearray) -> Packet | bytes:
+        """Handle one tx chain; `chain` is the device's copy of its readable part and is overwritten.
+
+        Returns a packet for the wire, or what is to be written into the chain's writable part, which may be nothing.
+        """
         try:
             size = len(chain) - _VNET_HDR_LEN
             if size < 0:
@@ -175,13 +181,13 @@ class Nic:
             stats = self.stats.values
             stats[_TX_PACKETS] += 1
             stats[_TX_BYTES] += size
-            header, frame = self._checked(memoryview(chain), _VNET_HDR_LEN)
+            header, frame = _checked(memoryview(chain), _VNET_HDR_LEN)
             if self._steers:
                 self._steering.transmitted(queue, frame)
             if self.observer is not None:
                 self._observe("tx", View.HOST, frame, "")
                 self._observe("tx", View.WIRE, frame, "", same=True)
-            return _new(Outcome, (_new(Packet, (header, frame)), b""))
+            return _new(Packet, (header, frame))
         except (FrameError, TxDrop) as drop:
             self.stats.add(drop.counter)
             return _NOTHING
@@ -192,28 +198,18 @@ class Nic:
             self._packet_id += not same
             self.observer.packet(self._packet_id, view, direction, bytes(frame), comment)
 
-    @staticmethod
-    def _checked(chain: memoryview, frame_at: int) -> tuple[memoryview, memoryview]:
-        """Header and frame: one of a possible size under one that makes sense; else raises FrameError."""
-        chain[0] &= _NEEDS_CSUM  # the one flag a driver may set
-        size = len(chain) - frame_at
-        if size > MAX_FRAME:
-            raise FrameError(Counter.TX_DROP_TOO_BIG)
-        vnet.check(_unpack_vnet_hdr(chain), size)
-        return chain[:_VNET_HDR_LEN], chain[frame_at:]
-
-    def _extension(self, queue: int, chain: memoryview) -> Outcome:
+    def _extension(self, queue: int, chain: memoryview) -> Packet | bytes:
         kind = chain[abi.VNET_HDR_LEN] if len(chain) > abi.VNET_HDR_LEN else 0
         if kind == _TX_TLS:
             return self._transmit_tls(queue, chain)
         if kind == abi.ExtType.COMMAND:
-            return Outcome(None, self.control.execute(chain[abi.VNET_HDR_LEN :]))
+            return self.control.execute(chain[abi.VNET_HDR_LEN :])
         if kind == abi.ExtType.HELLO:
             self._hello(chain[abi.VNET_HDR_LEN :])
             return _NOTHING
         raise FrameError(Counter.TX_DROP_BAD_EXTENSION)
 
-    def _transmit_tls(self, queue: int, chain: memoryview) -> Outcome:
+    def _transmit_tls(self, queue: int, chain: memoryview) -> Packet:
         stats = self.stats.values
         stats[_TX_PACKETS] += 1
         if len(chain) < _VNET_HDR_LEN + _TX_TLS_LEN:
@@ -233,7 +229,7 @@ class Nic:
         if self.observer is not None:
             self._observe("tx", View.HOST, chain[frame_at:], f"slot={ext.slot} gen={ext.generation} tx")
         try:
-            header, frame = self._checked(chain, frame_at)
+            header, frame = _checked(chain, frame_at)
             parsed = self._encrypt(ext, frame, resync)
         except (FrameError, TxDrop) as drop:
             self._tell_tx_drop(ext, drop.counter, chain[frame_at:])
@@ -245,7 +241,7 @@ class Nic:
         if self.observer is not None:
             about = f"slot={ext.slot} gen={ext.generation} tx encrypted"
             self._observe("tx", View.WIRE, frame, about, same=True)
-        return _new(Outcome, (_new(Packet, (header, frame)), b""))
+        return _new(Packet, (header, frame))
 
     def _encrypt(self, ext: abi.TxTls, frame: memoryview, resync: Resync | None) -> Frame:
         """Encrypt the TCP payload of `frame` in place, or raise TxDrop."""

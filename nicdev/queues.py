@@ -55,25 +55,29 @@ class QueuePair:
         ring = self.tx
         if ring is None:
             return False, False
-        stats, transmit, pop, push = self.nic.stats.values, self.nic.transmit, ring.pop, ring.push
+        index, stats, transmit, pop = self.index, self.nic.stats.values, self.nic.transmit, ring.pop
         before, more = stats[_TX_BYTES], True
-        for _ in range(BURST):
-            element = pop()
-            if element is None:
-                more = False
-                break
-            head, readable, writable = element
-            written = 0
-            try:
-                packet, reply = transmit(self.index, gather(readable))
-                if packet is not None:
-                    stats[_TX_WIRE_PACKETS if send(packet) else _TX_DROP_PORT] += 1
-                elif reply:
-                    written = scatter(writable, reply)
-                    self._replied = self._replied or written > 0
-            except FrameError as drop:
-                stats[drop.counter] += 1
-            push(head, written)
+        used: list[int] = []
+        try:
+            for _ in range(BURST):
+                element = pop()
+                if element is None:
+                    more = False
+                    break
+                head, readable, writable = element
+                try:
+                    outcome = transmit(index, gather(readable))
+                    if isinstance(outcome, Packet):
+                        stats[_TX_WIRE_PACKETS if send(outcome) else _TX_DROP_PORT] += 1
+                    elif outcome:
+                        written = scatter(writable, outcome)
+                        self._replied = self._replied or written > 0
+                        head |= written << 32
+                except FrameError as drop:
+                    stats[drop.counter] += 1
+                used.append(head)
+        finally:
+            ring.push_used(used)
         self._quiet += stats[_TX_BYTES] - before
         owed = ring.show()
         if not owed:  # the driver looks by itself
@@ -115,7 +119,7 @@ class QueuePair:
         header = bytearray(packet.header)
         header[NUM_BUFFERS_AT : NUM_BUFFERS_AT + 2] = len(used).to_bytes(2, "little")
         self._write(views, header, packet.frame)
-        ring.push_taken(used)
+        ring.push_used(used)
         stats[_RX_PACKETS] += 1
         stats[_RX_BYTES] += len(packet.frame)
         return True

@@ -133,7 +133,7 @@ class Device:
             return
         try:
             ring.suppress_kicks()
-            more, owed = pair.drain_tx(self.port.send)
+            more, owed = pair.drain_tx(self.port.sender)
             if owed and pair.urgent:
                 self._signal_sent(pair)
             elif owed and not self._owing[pair.index]:

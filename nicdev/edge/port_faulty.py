@@ -7,7 +7,7 @@ more wait in order, and the wrapped port stays silent until the device takes the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nicdev.abi import Direction
@@ -72,6 +72,11 @@ class FaultyPort(Port):
             self._transmit(parcel)
         self._loop.call_at(director.deadline(), self._on_time)
         return True
+
+    @property
+    def sender(self) -> Callable[[Packet], bool]:
+        """Without a scenario the wrapped port's own."""
+        return self.send if self._director is not None else self._inner.sender
 
     def _transmit(self, parcel: Parcel) -> None:
         if not self._inner.send(Packet(parcel.header, parcel.frame)):

@@ -1,13 +1,12 @@
 """The device side of a split virtqueue (virtio 1.2, section 2.7), with indirect descriptors and EVENT_IDX.
 
 Theory of operation. The driver owns descriptor table and available ring, we own the used ring. `pop` takes the next
-available chain apart into views of guest memory; `push` puts its head into the used ring; `publish` shows
-everything pushed to the driver at once and says whether it wants to be signalled. Between bursts: `suppress_kicks`,
-drain, `publish`, `want_kicks`; the last says whether something came in meanwhile, and then the caller must drain
-again rather than wait.
+available chain apart into views of guest memory; `push` puts its head into the used ring, `push_used` those of many;
+`publish` shows everything pushed to the driver at once and says whether it wants to be signalled. Between bursts:
+`suppress_kicks`, drain, `publish`, `want_kicks`; the last says whether something came in meanwhile, and then the
+caller must drain again rather than wait.
 
-A packet may need many receive buffers: `take` pops as many chains as have room for it, or none, and `push_taken`
-returns them.
+A packet may need many receive buffers: `take` pops as many chains as have room for it, or none.
 
 A signal is an interrupt for the guest and a wake-up of QEMU, and the return of a tx chain seldom urgent. So `publish`
 comes in two steps for who wants to put the signal off, `show` and, later, `publish`.
@@ -182,7 +181,7 @@ class SplitRing:
     def take(self, need: int, most: int) -> Taken:
         """Take chains, at most `most`, until they have room for `need` (> 0) bytes.
 
-        Returns (used entries, device-writable views in order, room in them). The entries are for `push_taken` and say
+        Returns (used entries, device-writable views in order, room in them). The entries are for `push_used` and say
         that the first `need` bytes were written. Less room than `need` means that there are no more chains, or that
         `most` were too few; then nothing was taken. Raises RingError, after which the position is unchanged and
         `broken` is set.
@@ -305,8 +304,9 @@ class SplitRing:
         self._used_entries[at & self._mask] = head | written << 32  # le32 id, le32 len (section 2.7.8)
         self._used_next = (at + 1) & 0xFFFF
 
-    def push_taken(self, used: list[int]) -> None:
-        """Return the chains of a `take`; the driver sees them after `publish`."""
+    def push_used(self, used: list[int]) -> None:
+        """Return chains as used entries (head | written << 32): a burst's, or a `take`'s. The driver sees them after
+        `publish`."""
         at, mask, entries = self._used_next, self._mask, self._used_entries
         for entry in used:
             entries[at & mask] = entry

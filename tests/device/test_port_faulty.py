@@ -84,7 +84,7 @@ class Cable:
 
     def out(self, *texts: bytes) -> None:
         for text in texts:
-            assert self.port.send(packet(text))
+            assert self.port.sender(packet(text))
 
     def back(self, *texts: bytes) -> None:
         for text in texts:
@@ -106,6 +106,20 @@ def test_without_a_scenario_it_only_passes_on(loop: Loop) -> None:
     until(loop, lambda: bool(cable.far.frames and cable.device.frames))
     assert (texts(cable.far), texts(cable.device)) == ([b"a"], [b"b"])
     assert cable.port.describe() is None
+
+
+def test_the_way_to_send_changes_with_the_scenario(loop: Loop) -> None:
+    cable = Cable(loop)
+    for scenario, arrives in (("", True), ('[[rule]]\naction = "drop"\ndirection = "tx"\ncount = "all"\n', False)):
+        cable.port.set(parse(scenario, "t"))
+        cable.out(b"a")
+        until(loop, lambda: not cable.far_port._waiting)
+        assert bool(cable.far.frames) is arrives
+        cable.far.frames.clear()
+    cable.port.clear()
+    cable.out(b"b")
+    until(loop, lambda: bool(cable.far.frames))
+    assert texts(cable.far) == [b"b"]
 
 
 def test_both_directions_of_a_pair(loop: Loop) -> None:

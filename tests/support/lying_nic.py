@@ -75,7 +75,12 @@ LIAR = Liar()
 class LyingRing(SplitRing):
     """A virtqueue of which the driver is told what LIAR says. Only rx queues `take`, only tx queues `pop`."""
 
-    __slots__ = ("_answer", "_taken")
+    __slots__ = ("_answers", "_taken")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._taken: list[memoryview] = []  # rx: buffers of the packet under way
+        self._answers: dict[int, Answer] = {}  # tx: to commands of the burst under way, by head
 
     def take(self, need: int, most: int) -> Taken:
         """As ever; remembers the buffers."""
@@ -83,36 +88,40 @@ class LyingRing(SplitRing):
         self._taken = list(taken[1])
         return taken
 
-    def push_taken(self, used: list[int]) -> None:
-        """All of it is written by now."""
+    def push_used(self, used: list[int]) -> None:
+        """All of it is written by now: a packet, or replies to commands."""
+        if not self._taken:
+            super().push_used([lie for entry in used for lie in self._sent(entry & 0xFFFF_FFFF, entry >> 32)])
+            return
         delivery = Delivery(self._taken[0], list(used), self.num, LIAR.handles, self._inject)
         LIAR.deliver(delivery)
-        super().push_taken(delivery.used)
+        super().push_used(delivery.used)
 
     def _inject(self, message: bytes) -> bool:
         used, views, room = super().take(len(message), 1)
         if room < len(message):
             return False
         views[0][: len(message)] = message
-        super().push_taken(used)
+        super().push_used(used)
         return True
 
     def pop(self) -> Chain | None:
         """As ever; listens to the driver's commands."""
         chain = super().pop()
         if chain is not None:
-            _, readable, writable = chain
+            head, readable, writable = chain
             opcode = LIAR.handles.hear(b"".join(bytes(view[:64]) for view in readable[:1]))
-            self._answer = Answer(opcode, writable[0], 0) if opcode and writable else None
+            if opcode and writable:
+                self._answers[head] = Answer(opcode, writable[0], 0)
         return chain
 
-    def push(self, head: int, written: int) -> None:
-        """The reply is written, if there is one."""
-        if self._answer is not None:
-            self._answer.written = written
-            written = LIAR.answer(self._answer)
-        for allegedly in LIAR.returned(head, self.num):
-            super().push(allegedly, written)
+    def _sent(self, head: int, written: int) -> list[int]:
+        """Used entries instead of the right one of a tx chain."""
+        answer = self._answers.pop(head, None)
+        if answer is not None:
+            answer.written = written
+            written = LIAR.answer(answer)
+        return [allegedly | written << 32 for allegedly in LIAR.returned(head, self.num)]
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from scapy.layers.inet import IP, TCP
 
 from nicdev import abi
 from nicdev.control import Control, Identity
-from nicdev.nic import Nic, Outcome
+from nicdev.nic import Nic, Packet
 from nicdev.stats import Stats
 from nicdev.tls.table import ContextTable
 from nicdev.virtio.features import OFFERED
@@ -56,8 +56,17 @@ def ctx_add(
     )  # fmt: skip
 
 
-def status(outcome: Outcome) -> int:
-    return abi.Reply._make(abi.REPLY.unpack_from(outcome.reply)).status
+def sent(outcome: Packet | bytes) -> Packet | None:
+    return outcome if isinstance(outcome, Packet) else None
+
+
+def reply(outcome: Packet | bytes) -> bytes:
+    assert isinstance(outcome, bytes), "a packet left"
+    return outcome
+
+
+def status(outcome: Packet | bytes) -> int:
+    return abi.Reply._make(abi.REPLY.unpack_from(reply(outcome))).status
 
 
 def add(nic: Nic, direction: abi.Direction, slot: int = 0, generation: int = 1, **fields: int) -> None:

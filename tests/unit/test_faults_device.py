@@ -30,6 +30,7 @@ from tests.support.nic_chains import (
     messages,
     record,
     segment,
+    sent,
     status,
 )
 
@@ -124,12 +125,12 @@ def test_desync_of_tx_drops_and_tells_and_leaves_by_a_resync() -> None:
     nic = bench.nic
     add(nic, abi.Direction.TX)
     frames = [segment(record(TEXT, number), START + number * SIZE) for number in range(3)]
-    assert nic.transmit(0, marked(frames[0])).packet is not None
-    assert nic.transmit(0, marked(frames[1])).packet is None
+    assert sent(nic.transmit(0, marked(frames[0]))) is not None
+    assert sent(nic.transmit(0, marked(frames[1]))) is None
     (event,) = (abi.Event._make(abi.EVENT.unpack(m)) for m in messages(nic, abi.ExtType.EVENT))
     assert (event.code, event.reason) == (abi.EventCode.TX_DROPPED, Counter.TX_DROP_WRONG_SEQ)
     resync = {"flags": 1, "resync_seq": START + 2 * SIZE, "resync_rcd_sn": 2}
-    packet = nic.transmit(0, marked(frames[2], header=NEEDS_CSUM, **resync)).packet
+    packet = sent(nic.transmit(0, marked(frames[2], header=NEEDS_CSUM, **resync)))
     assert packet is not None
     assert bytes(packet.frame[54:]) == record(TEXT, 2, sealed=True)
 

@@ -9,7 +9,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from nicdev import abi
-from nicdev.nic import Outcome, View
+from nicdev.nic import View
 from nicdev.stats import Counter
 from tests.support.nic_chains import (
     KEY,
@@ -25,7 +25,9 @@ from tests.support.nic_chains import (
     messages,
     receive,
     record,
+    reply,
     segment,
+    sent,
     status,
 )
 
@@ -33,7 +35,7 @@ from tests.support.nic_chains import (
 def test_plain_frame_passes_with_its_header() -> None:
     nic = make_nic()
     frame = segment(b"hello")
-    packet = nic.transmit(0, bytearray(NEEDS_CSUM + frame)).packet
+    packet = sent(nic.transmit(0, bytearray(NEEDS_CSUM + frame)))
     assert packet is not None
     assert bytes(packet.header) == NEEDS_CSUM
     assert bytes(packet.frame) == frame
@@ -45,7 +47,7 @@ def test_marked_frame_leaves_encrypted_and_only_payload_differs() -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX)
     frame = segment(record(b"secret" * 100))
-    packet = nic.transmit(0, marked(frame)).packet
+    packet = sent(nic.transmit(0, marked(frame)))
     assert packet is not None
     assert bytes(packet.header) == NEEDS_CSUM
     assert bytes(packet.frame) == frame[:54] + record(b"secret" * 100, sealed=True)
@@ -56,7 +58,7 @@ def test_marked_frame_leaves_encrypted_and_only_payload_differs() -> None:
 def test_full_checksum_is_recomputed() -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX)
-    packet = nic.transmit(0, marked(segment(record(b"secret")), header=PLAIN)).packet
+    packet = sent(nic.transmit(0, marked(segment(record(b"secret")), header=PLAIN)))
     assert packet is not None
     parsed = Ether(bytes(packet.frame))
     written = parsed[TCP].chksum
@@ -95,7 +97,7 @@ def test_marked_frame_that_cannot_be_encrypted_never_leaves(name: str) -> None:
     add(nic, abi.Direction.TX, slot=0)
     add(nic, abi.Direction.RX, slot=1)
     chain, counter = DROPS[name]
-    assert nic.transmit(0, bytearray(chain)) == Outcome(None, b"")
+    assert nic.transmit(0, bytearray(chain)) == b""
     assert nic.stats[counter] == 1
 
 
@@ -115,8 +117,8 @@ def test_drop_is_told_and_repeats_merge() -> None:
 def test_dropped_packet_does_not_move_the_context() -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX)
-    assert nic.transmit(0, marked(segment(record(b"x"), seq=START + 9))).packet is None
-    packet = nic.transmit(0, marked(segment(record(b"x")))).packet
+    assert sent(nic.transmit(0, marked(segment(record(b"x"), seq=START + 9)))) is None
+    packet = sent(nic.transmit(0, marked(segment(record(b"x")))))
     assert packet is not None
     assert bytes(packet.frame[54:]) == record(b"x", sealed=True)
 
@@ -126,11 +128,11 @@ def test_resync_with_prefix_repeats_the_same_bytes() -> None:
     nic = make_nic()
     add(nic, abi.Direction.TX)
     clear, sealed = record(b"0123456789" * 40), record(b"0123456789" * 40, sealed=True)
-    first = nic.transmit(0, marked(segment(clear))).packet
+    first = sent(nic.transmit(0, marked(segment(clear))))
     assert first is not None
     assert bytes(first.frame[54:]) == sealed
     again = clear[:200] + segment(clear[200:], seq=START + 200)
-    packet = nic.transmit(0, marked(again, flags=1, prefix_len=200, resync_seq=START)).packet
+    packet = sent(nic.transmit(0, marked(again, flags=1, prefix_len=200, resync_seq=START)))
     assert packet is not None
     assert bytes(packet.frame[54:]) == sealed[200:]
     assert nic.stats[Counter.TX_TLS_RESYNC] == 1
@@ -173,7 +175,7 @@ def test_hello_of_something_else_is_dropped() -> None:
 def test_frames_of_the_hello_ethertype_are_ordinary_frames() -> None:
     nic = make_nic()
     lookalike = bytes(hello()[12:])
-    packet = nic.transmit(0, bytearray(PLAIN + lookalike)).packet
+    packet = sent(nic.transmit(0, bytearray(PLAIN + lookalike)))
     assert packet is not None
     assert bytes(packet.frame) == lookalike
     header, frame = receive(nic, lookalike, header=bytes((abi.HDR_F_EXT,)) + bytes(11))
@@ -236,8 +238,8 @@ def test_key_is_wiped_from_the_command() -> None:
 def test_counters_can_be_read_with_their_names() -> None:
     nic = make_nic()
     nic.transmit(0, bytearray(PLAIN + segment(b"x")))
-    names = nic.transmit(0, command(abi.Opcode.GET_STAT_NAMES)).reply[8:]
-    values = nic.transmit(0, command(abi.Opcode.GET_STATS)).reply[8:]
+    names = reply(nic.transmit(0, command(abi.Opcode.GET_STAT_NAMES)))[8:]
+    values = reply(nic.transmit(0, command(abi.Opcode.GET_STATS)))[8:]
     assert names[:32] == b"tx_packets".ljust(32, b"\0")
     assert struct.unpack(f"<{len(Counter)}Q", values)[Counter.TX_PACKETS] == 1
     assert len(names) == 32 * len(Counter)
@@ -256,7 +258,7 @@ def test_observer_sees_both_views_of_a_packet() -> None:
     nic.observer = recorder = Recorder()
     add(nic, abi.Direction.TX)
     frame = segment(record(b"secret"))
-    packet = nic.transmit(0, marked(frame)).packet
+    packet = sent(nic.transmit(0, marked(frame)))
     assert packet is not None
     nic.transmit(0, marked(segment(record(b"drop"), seq=1)))
     assert recorder.seen[:2] == [(1, View.HOST, "tx", frame), (1, View.WIRE, "tx", bytes(packet.frame))]

@@ -35,7 +35,9 @@ from tests.support.nic_chains import (
     marked,
     receive,
     record,
+    reply,
     segment,
+    sent,
     status,
 )
 
@@ -120,7 +122,7 @@ def test_tx_changes_nothing_but_payload_and_checksum(name: str, header: bytes) -
     nic = make_nic()
     clear, at = shaped(SHAPES[name], record(TEXT))
     add_for(nic, TX, Ether(clear).payload.version)
-    packet = nic.transmit(0, marked(clear, header=header)).packet
+    packet = sent(nic.transmit(0, marked(clear, header=header)))
     assert packet is not None
     frame = bytes(packet.frame)
     assert frame[at:] == record(TEXT, sealed=True)
@@ -178,7 +180,7 @@ def test_tx_goes_by_the_handle_whatever_the_tuple() -> None:
     packet = Ether(segment(record(TEXT)))
     packet[IP].src, packet[IP].dst, packet[TCP].sport, packet[TCP].dport = "203.0.113.9", "203.0.113.8", 1, 2
     del packet[IP].chksum, packet[TCP].chksum
-    out = nic.transmit(0, marked(bytes(packet), slot=3)).packet
+    out = sent(nic.transmit(0, marked(bytes(packet), slot=3)))
     assert out is not None
     assert bytes(out.frame) == bytes(packet)[:54] + record(TEXT, sealed=True)
 
@@ -223,15 +225,14 @@ def test_a_resync_carries_no_keys() -> None:
     answer = abi.RX_RESYNC.pack(START, 0)
     with_a_key = nic.transmit(0, command(abi.Opcode.RX_RESYNC, body=answer + KEY))
     assert status(with_a_key) == abi.Status.BAD_REQUEST
-    said.append(nic.transmit(0, command(abi.Opcode.RX_RESYNC, body=answer)).reply)
+    said.append(reply(nic.transmit(0, command(abi.Opcode.RX_RESYNC, body=answer))))
     said += [
         receive(nic, segment(r, START + len(first) + at, outgoing=False))[0]
         for r, at in ((second, 0), (third, len(second)))
     ]
     assert flags_of(said[-1]) == DECRYPTED, "the old key went on working"
-    resynced = nic.transmit(
-        0, marked(segment(record(TEXT)), slot=1, flags=abi.TxTlsFlag.RESYNC, resync_seq=START)
-    ).packet
+    again = marked(segment(record(TEXT)), slot=1, flags=abi.TxTlsFlag.RESYNC, resync_seq=START)
+    resynced = sent(nic.transmit(0, again))
     assert resynced is not None
     assert bytes(resynced.frame[54:]) == first
     nic.transmit(0, marked(segment(record(TEXT)), slot=1))  # wrong place: an event

@@ -110,7 +110,7 @@ def test_take_all_or_nothing(most: int) -> None:
     assert ([entry & 0xFFFFFFFF for entry in used], room) == (heads[1:], 128)
     assert ring.base == 1
     ring.push(chain[0], 64)
-    ring.push_taken(used)
+    ring.push_used(used)
     ring.publish()
     assert queue.collect() == list(zip(heads, [64, 64, 1], strict=True))
 
@@ -175,7 +175,7 @@ def test_take_is_pop_of_many(seed: int, event_idx: bool) -> None:
         for view in views:
             view[:], packet = packet[: len(view)], packet[len(view) :] + packet[: len(view)]
         assert b"".join(view for chain in plain for view in chain[2]) == packet
-        ring.push_taken(used)
+        ring.push_used(used)
         ring.publish()
         expected = []
         for head, _, writable in plain:
