@@ -15,7 +15,7 @@ from typing import Final
 
 from bench.registry import Group, Measured, Session, interleaved
 from bench.speed_bed import GUEST_FOLDER, SpeedBed, speed_bed
-from bench.speed_bulk import ARMS, timing, warm_up
+from bench.speed_bulk import ARMS, warm_up
 from bench.speed_run import Arm, Timing, transfer
 from testbed.errors import BedError
 
@@ -23,6 +23,7 @@ PROFILED: Final = {name: what for name, what in ARMS.items() if name.partition("
 COPIES: Final = frozenset(("rep_movs_alternative", "copy_to_nontemporal", "copy_user_generic", "memcpy", "memcpy_orig"))
 CLEARS: Final = frozenset(("clear_page_orig", "clear_page_rep", "clear_page_erms", "memset", "memset_orig"))
 SHOWN: Final = 25  # functions
+SAMPLED: Final = Timing(1.0, 2.5)  # the sampler needs most of a second to start in the guest
 
 
 def part(function: str) -> str:
@@ -56,11 +57,9 @@ def middle(rounds: Sequence[Mapping[str, float]], most: int) -> dict[str, float]
 
 def profile(session: Session, bed: SpeedBed, name: str, what: Arm, number: int) -> dict[str, dict[str, float]]:
     """One transfer and what was sampled meanwhile."""
-    wanted = timing(session)
-    when = Timing(1.0, max(wanted.seconds, 2.0))  # a program needs most of a second to start in the guest
-    command = ["python3", "-m", "testbed.peers.speed_profile", str(when.seconds - 0.5)]
+    command = ["python3", "-m", "testbed.peers.speed_profile", str(SAMPLED.seconds - 0.5)]
     sampler = bed.bed.agent.spawn(command, cwd=GUEST_FOLDER)
-    transfer(bed, what, when, f"{name} profiled {number}")
+    transfer(bed, what, SAMPLED, f"{name} profiled {number}")
     said = bytearray()
     while piece := sampler.read(30):
         said += piece
