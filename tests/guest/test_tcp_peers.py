@@ -273,6 +273,7 @@ def test_a_reset_while_the_device_asks_for_its_place(bed: Bed, capture_path: Pat
     def script(peer: TcpPeer, _: Running) -> None:
         begun(peer)
         for start in range(0, len(data), 10_000):
+            peer.room(10_000)  # all of it is more than a window, and the guest may be slow to read
             peer.write(data[start : start + 10_000])
             peer.all_acknowledged()
         peer.segment(peer.sent, flags="R")

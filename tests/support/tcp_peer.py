@@ -67,6 +67,7 @@ class TcpPeer:
         self.stream = bytearray()  # what came, in order
         self.sent = 0  # offset behind what was sent with `write`
         self.acked = 0  # offset that the other side has acknowledged
+        self.allowed = 0  # offset up to which the other side's window has ever reached
         self.ended = False  # our FIN is sent
         self.finished = False  # the other side's FIN is reached
         self.was_reset = False
@@ -183,6 +184,10 @@ class TcpPeer:
         """Until everything written is acknowledged."""
         self.until(lambda: self.acked >= self.sent, f"an acknowledgement of {self.sent}")
 
+    def room(self, size: int) -> None:
+        """Until the other side's window, unscaled, has room for the next `size` bytes; it throws away what has none."""
+        self.until(lambda: self.allowed - self.sent >= size, f"room for {size} bytes behind {self.sent}")
+
     def _segment(self, packet: Any) -> None:
         tcp = packet[TCP]
         if "S" in tcp.flags:
@@ -204,6 +209,8 @@ class TcpPeer:
             self._their_stamp = options["Timestamp"][0]
         self.heard.append(Heard(at, acked, str(tcp.flags), data, tcp.window, packet[IP].tos, options))
         self.acked = max(self.acked, min(acked, self.sent))
+        if "A" in tcp.flags:
+            self.allowed = max(self.allowed, acked + tcp.window)
         self.was_reset |= "R" in tcp.flags
         if "F" in tcp.flags:
             self._fin = at + len(data)

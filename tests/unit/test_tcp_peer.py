@@ -30,10 +30,10 @@ class Guest:
     def receive(self, seconds: float) -> bytes | None:
         return self.frames.popleft() if self.frames else None
 
-    def say(self, seq: int, flags: int, data: bytes = b"", ack: int = 0) -> None:
+    def say(self, seq: int, flags: int, data: bytes = b"", ack: int = 0, window: int = 500) -> None:
         """A segment without options, `seq` counted from the SYN."""
         ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40 + len(data), 0, 0, 64, 6, 0, GUEST, bytes((198, 51, 100, 77)))
-        tcp = struct.pack(">HHIIBBHHH", GUEST_PORT, PORT, (self.first + seq) % 2**32, ack, 0x50, flags, 500, 0, 0)
+        tcp = struct.pack(">HHIIBBHHH", GUEST_PORT, PORT, (self.first + seq) % 2**32, ack, 0x50, flags, window, 0, 0)
         self.frames.append(bytes(6) + MAC + b"\x08\x00" + ip + tcp + data)
 
 
@@ -97,6 +97,25 @@ def test_what_comes_is_put_in_order_and_acknowledged() -> None:
     peer.until(lambda: peer.finished, "FIN")
     assert peer.stream.endswith(b"tailend")
     assert acknowledged(guest) == 1 + 37 + 1
+
+
+def test_room_is_what_the_other_side_has_offered() -> None:
+    """Not what it has acknowledged: data that it has not read fills its window."""
+    guest = Guest()
+    peer = connected(guest)
+    peer.write(bytes(400))
+    for window in (100, 100, 599, 600, 700):
+        guest.say(1, ACK, ack=(0xFFFFFF01 + 400) % 2**32, window=window)
+    guest.say(1, RST, window=65535)  # without ACK: its numbers mean nothing
+    peer.room(100)
+    assert len(guest.frames) == 6, "there was room from the start"
+    peer.room(600)
+    assert peer.acked == 400
+    assert len(guest.frames) == 2
+    peer.room(700)
+    while peer.take(0):
+        pass
+    assert peer.allowed == 1100
 
 
 def test_silence_and_reset() -> None:
