@@ -2,7 +2,7 @@
 
 One `QueuePair` is one receiveq and one transmitq. The loop calls `drain_tx` when the guest kicked and `deliver` with
 what a port read; both take a bounded number of packets, publish the used index once, and say whether the guest wants
-to be signalled. A port is anything with `send(packet) -> bool`.
+to be signalled. A burst's chains go home together, whatever happens to the last of them.
 
 Signals of tx queues may wait. All that the guest does about one is to free what was sent, but it costs the guest an
 interrupt and QEMU a wake-up; a datagram, or an acknowledgement, costs less than that. What somebody waits for is not
@@ -16,7 +16,7 @@ until the guest kicks the rx ring.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from nicdev.errors import FrameError
 from nicdev.nic import MAX_CHAIN, Nic, Packet
@@ -30,13 +30,6 @@ QUIET_BYTES: Final = 32768  # with frames of so many bytes
 _TX_WIRE_PACKETS, _TX_DROP_PORT = int(Counter.TX_WIRE_PACKETS), int(Counter.TX_DROP_PORT)
 _TX_BYTES, _RX_PACKETS, _RX_BYTES = int(Counter.TX_BYTES), int(Counter.RX_PACKETS), int(Counter.RX_BYTES)
 NUM_BUFFERS_AT: Final = 10  # offset of num_buffers in virtio_net_hdr_v1
-
-
-class Port(Protocol):
-    """The wire side of a NIC."""
-
-    def send(self, packet: Packet) -> bool:
-        """Transmit one frame; False when the port would not take it."""
 
 
 class QueuePair:

@@ -110,6 +110,7 @@ class LyingRing(SplitRing):
         chain = super().pop()
         if chain is not None:
             head, readable, writable = chain
+            self._answers.pop(head, None)  # of a chain that went home unsent
             opcode = LIAR.handles.hear(b"".join(bytes(view[:64]) for view in readable[:1]))
             if opcode and writable:
                 self._answers[head] = Answer(opcode, writable[0], 0)

@@ -7,12 +7,13 @@ import random
 import pytest
 
 from nicdev import abi
+from nicdev.errors import RingError
 from nicdev.nic import Packet
 from nicdev.queues import QUIET_BYTES, QUIET_CHAINS, QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.features import VIRTIO_NET_F_MRG_RXBUF
 from tests.support.nic_chains import NEEDS_CSUM, PLAIN, START, add, hello, make_nic, marked, record, segment
-from tests.support.rings import DATA, make
+from tests.support.rings import DATA, RAM, make
 
 HEADERS = 54  # bytes of Ethernet, IP and TCP
 
@@ -58,6 +59,29 @@ def test_data_and_acknowledgements_leave_as_they_came() -> None:
         assert [packet.frame[:HEADERS] for packet in sent] == [frame[:HEADERS] for frame, _ in frames[:posted]]
         queue.collect()
     assert not queue.in_flight
+
+
+@pytest.mark.parametrize(("fault", "home"), [("ring", 3), ("port", 2)])
+def test_chains_before_a_fault_go_home(fault: str, home: int) -> None:
+    """The fourth is nowhere in memory, or the third is more than the port can bear."""
+    pair = QueuePair(0, make_nic())
+    queue, pair.tx = make(8)
+    chain = PLAIN + segment(b"x")
+    queue.ram[DATA : DATA + len(chain)] = chain
+    heads = [queue.add([(address, len(chain))], []) for address in (DATA, DATA, DATA, RAM)]
+    queue.publish()
+    sent: list[Packet] = []
+
+    def send(packet: Packet) -> bool:
+        sent.append(packet)
+        if fault == "port" and len(sent) == 3:
+            raise ValueError
+        return True
+
+    with pytest.raises(RingError if fault == "ring" else ValueError):
+        pair.drain_tx(send)
+    pair.tx.publish()
+    assert queue.collect() == [(head, 0) for head in heads[:home]]
 
 
 @pytest.mark.conformance(89)
