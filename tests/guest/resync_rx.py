@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from testbed.bed import WIRE4, Bed
+from testbed.bed import QUEUES, WIRE4, Bed
 from tests.guest.cases import rx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
@@ -205,9 +205,33 @@ def unhurried(bed: Bed) -> Iterator[None]:
 
 
 @contextmanager
-def resyncing(bed: Bed, personality: str, faults: str) -> Iterator[dict[int, TracedFlow]]:
-    """New contexts are of this personality, and these faults happen alone; gives what `tracing` does."""
-    with rx_personality(bed, personality), bed.nic.faults(faults), unhurried(bed), tracing(bed) as flows:
+def pairs(bed: Bed, count: int) -> Iterator[None]:
+    """The guest has so many queue pairs."""
+    channels = ["ethtool", "-L", "eth0", "combined"]
+    if count == QUEUES:
+        yield
+        return
+    try:
+        bed.agent.run([*channels, str(count)])
+        yield
+    finally:
+        bed.agent.run([*channels, str(QUEUES)])
+
+
+@contextmanager
+def resyncing(bed: Bed, personality: str, faults: str, queues: int = 1) -> Iterator[dict[int, TracedFlow]]:
+    """New contexts are of this personality, and these faults happen alone; gives what `tracing` does.
+
+    With one queue pair the kernel's answer gets to the device before whatever the application sends next. With more,
+    nothing orders them.
+    """
+    with (
+        rx_personality(bed, personality),
+        bed.nic.faults(faults),
+        unhurried(bed),
+        pairs(bed, queues),
+        tracing(bed) as flows,
+    ):
         yield flows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.bed import Bed
+from testbed.bed import QUEUES, Bed
 from tests.guest.cases import install, rx_flow
 from tests.guest.exchange import ASK, ASKED, EOF, SHUTDOWN, WAIT, Case, Running, exchange, rx_case, rx_personality, send
 from tests.guest.resync_rx import (
@@ -116,7 +116,7 @@ def test_questions_through_every_queue(bed: Bed, capture_path: Path, personality
     """
     cases = [lockstep_case(f"{personality} {n}", RECORDS, n << 20) for n in range(16)]
     before = bed.ethtool()
-    with resyncing(bed, personality, desync(LOST)) as flows:
+    with resyncing(bed, personality, desync(LOST), QUEUES) as flows:
         seen = exchange(bed, cases, capture_path)
     consistent(seen, flows)
     by_software, answers = COURSE[personality]
