@@ -32,10 +32,10 @@ from nicdev.tls.table import ContextTable
 from nicdev.tls.tx import Resync
 from nicdev.virtio import features
 from nicdev.wire import checksum, segment, vnet
-from nicdev.wire.frame import ETH_HLEN, Frame, parse
+from nicdev.wire.frame import MAX_FRAME, Frame, parse
 from nicdev.wire.steering import Steering
+from nicdev.wire.vnet import split
 
-MAX_FRAME: Final = ETH_HLEN + 65535 + 4
 MAX_CHAIN: Final = abi.VNET_HDR_LEN + 256 + abi.MAX_RECORD_PREFIX + MAX_FRAME
 MAX_SEGMENTS: Final = 2048  # of a frame that the guest does not take whole: 64 KiB at an MSS of 32
 
@@ -48,8 +48,7 @@ _RX_TLS_RECORDS, _RX_TLS_PASSED = int(Counter.RX_TLS_RECORDS), int(Counter.RX_TL
 _TX_TLS, _TX_TLS_LEN, _RESYNC = int(abi.ExtType.TX_TLS), abi.TX_TLS.size, int(abi.TxTlsFlag.RESYNC)
 _RX_TLS, _RX_TLS_LEN, _DECRYPTED = int(abi.ExtType.RX_TLS), abi.RX_TLS.size, int(abi.RxTlsFlag.DECRYPTED)
 
-_VNET_HDR_LEN, _HDR_F_EXT, _NEEDS_CSUM = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EXT), vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM
-_unpack_vnet_hdr, _check_vnet_hdr = vnet.VNET_HDR.unpack_from, vnet.check
+_VNET_HDR_LEN, _HDR_F_EXT = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EXT)
 
 _ORDINARY: Final = RxResult()[3:]  # all but whether, and what, was decrypted
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
@@ -82,16 +81,6 @@ class Observer(Protocol):
 
 _new = tuple.__new__  # of the hot paths: a NamedTuple from all its fields, at a third of the price of calling the class
 _NOTHING: Final = b""
-
-
-def _checked(chain: memoryview, frame_at: int) -> tuple[memoryview, memoryview]:
-    """Header and frame: one of a possible size under one that makes sense; else raises FrameError."""
-    chain[0] &= _NEEDS_CSUM  # the one flag a driver may set
-    size = len(chain) - frame_at
-    if size > MAX_FRAME:
-        raise FrameError(Counter.TX_DROP_TOO_BIG)
-    _check_vnet_hdr(_unpack_vnet_hdr(chain), size)
-    return chain[:_VNET_HDR_LEN], chain[frame_at:]
 
 
 def _resync_fields(result: RxResult) -> tuple[int, int]:
@@ -181,7 +170,7 @@ class Nic:
             stats = self.stats.values
             stats[_TX_PACKETS] += 1
             stats[_TX_BYTES] += size
-            header, frame = _checked(memoryview(chain), _VNET_HDR_LEN)
+            header, frame = split(memoryview(chain), _VNET_HDR_LEN)
             if self._steers:
                 self._steering.transmitted(queue, frame)
             if self.observer is not None:
@@ -229,7 +218,7 @@ class Nic:
         if self.observer is not None:
             self._observe("tx", View.HOST, chain[frame_at:], f"slot={ext.slot} gen={ext.generation} tx")
         try:
-            header, frame = _checked(chain, frame_at)
+            header, frame = split(chain, frame_at)
             parsed = self._encrypt(ext, frame, resync)
         except (FrameError, TxDrop) as drop:
             self._tell_tx_drop(ext, drop.counter, chain[frame_at:])

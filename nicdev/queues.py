@@ -59,7 +59,8 @@ class QueuePair:
                     break
                 head, readable, writable = element
                 try:
-                    outcome = transmit(index, gather(readable))
+                    single = len(readable) == 1 and len(readable[0]) <= MAX_CHAIN
+                    outcome = transmit(index, bytearray(readable[0]) if single else gather(readable))
                     if isinstance(outcome, Packet):
                         stats[_TX_WIRE_PACKETS if send(outcome) else _TX_DROP_PORT] += 1
                     elif outcome:
@@ -140,8 +141,6 @@ class QueuePair:
 
 def gather(readable: list[memoryview]) -> bytearray:
     """One copy of a chain's readable part; guest memory is not looked at again. Raises FrameError when too long."""
-    if len(readable) == 1 and len(readable[0]) <= MAX_CHAIN:
-        return bytearray(readable[0])
     if sum(map(len, readable)) > MAX_CHAIN:
         raise FrameError(Counter.TX_DROP_TOO_BIG)
     return bytearray().join(readable)

@@ -16,9 +16,10 @@ from typing import Final
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import ConfigError
-from nicdev.nic import MAX_FRAME, Packet
+from nicdev.nic import Packet
 from nicdev.virtio import features
 from nicdev.wire import vnet
+from nicdev.wire.frame import MAX_FRAME
 
 TUN_PATH: Final = "/dev/net/tun"
 TUNSETIFF: Final = 0x400454CA

@@ -71,7 +71,7 @@ def set_partial(frame: memoryview | bytearray, f: Frame) -> None:
 
 
 def finish_partial(frame: memoryview | bytearray, csum_start: int, csum_offset: int) -> None:
-    """Complete what VIRTIO_NET_HDR_F_NEEDS_CSUM left open, for any transport; the offsets were checked by vnet.check.
+    """Complete what VIRTIO_NET_HDR_F_NEEDS_CSUM left open, for any transport; the offsets were checked by vnet.split.
 
     A result of 0 is written as 0xFFFF, which means the same and which UDP needs (kernel: skb_checksum_help).
     """

@@ -16,6 +16,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 ETH_HLEN: Final = 14
+MAX_FRAME: Final = ETH_HLEN + 65535 + 4  # 64 KiB, more no segmentation asks for, and a VLAN tag
 ETH_P_IP: Final = 0x0800
 ETH_P_IPV6: Final = 0x86DD
 IPPROTO_HOPOPTS: Final = 0

@@ -1,6 +1,6 @@
 """struct virtio_net_hdr_v1: the header before every packet of a VERSION_1 virtio-net device (virtio 1.2, 5.1.6).
 
-Theory of operation: the guest's header is a set of claims about its frame. `check` proves those that later code relies
+Theory of operation: the guest's header is a set of claims about its frame. `split` proves those that later code relies
 on, once, so that nothing behind it tests them again. A tap device takes the same header and refuses the same lies.
 """
 
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from nicdev.errors import FrameError
 from nicdev.stats import Counter
-from nicdev.wire.frame import ETH_HLEN
+from nicdev.wire.frame import ETH_HLEN, MAX_FRAME
 
 VIRTIO_NET_HDR_F_NEEDS_CSUM: Final = 1
 VIRTIO_NET_HDR_F_DATA_VALID: Final = 2
@@ -25,6 +25,7 @@ VIRTIO_NET_HDR_GSO_UDP_L4: Final = 5
 VIRTIO_NET_HDR_GSO_ECN: Final = 0x80  # beside a TCP type
 
 VNET_HDR: Final = Struct("<BBHHHHH")  # little-endian, field for field as below
+_unpack, _SIZE = VNET_HDR.unpack_from, VNET_HDR.size
 _GSO_OFFERED: Final = (VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6)  # HOST_TSO4, HOST_TSO6
 
 
@@ -49,23 +50,33 @@ class VnetHdr(NamedTuple):
         return VNET_HDR.pack(*self)
 
 
-def check(hdr: tuple[int, int, int, int, int, int, int], frame_len: int) -> None:
-    """Raise FrameError(TX_DROP_BAD_HEADER) unless the header, a VnetHdr, fits a frame of `frame_len` bytes.
+def split(chain: memoryview, frame_at: int) -> tuple[memoryview, memoryview]:
+    """Header and frame of a tx chain whose frame begins at `frame_at`; the header's 12 bytes are there.
 
-    Afterwards: with NEEDS_CSUM the two checksum bytes lie in the frame, behind the Ethernet header; with a gso_type,
-    gso_size is not 0 and NEEDS_CSUM is set, as virtio 1.2, 5.1.6.2.1 demands of the driver.
+    Raises FrameError (TX_DROP_BAD_HEADER, TX_DROP_TOO_BIG) unless one fits the other. Afterwards: NEEDS_CSUM is the
+    only flag that may be set; with it the two checksum bytes lie in the frame, behind the Ethernet header; with a
+    gso_type, gso_size is not 0 and NEEDS_CSUM is set, as virtio 1.2, 5.1.6.2.1 demands of the driver.
     """
-    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, _ = hdr
-    if frame_len < ETH_HLEN:
-        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"frame of {frame_len} bytes")
-    if hdr_len > frame_len:
-        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"hdr_len {hdr_len} in a frame of {frame_len} bytes")
+    flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, _ = _unpack(chain)
     needs_csum = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-    if needs_csum and (csum_start < ETH_HLEN or csum_start + csum_offset + 2 > frame_len):
+    if flags != needs_csum:
+        chain[0] = needs_csum  # the one flag a driver may set
+    size = len(chain) - frame_at
+    if not ETH_HLEN <= size <= MAX_FRAME:
+        counter = Counter.TX_DROP_TOO_BIG if size > MAX_FRAME else Counter.TX_DROP_BAD_HEADER
+        raise FrameError(counter, f"frame of {size} bytes")
+    if hdr_len > size:
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"hdr_len {hdr_len} in a frame of {size} bytes")
+    if needs_csum and (csum_start < ETH_HLEN or csum_start + csum_offset + 2 > size):
         where = f"csum_start {csum_start}, csum_offset {csum_offset}"
-        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"{where} in a frame of {frame_len} bytes")
-    if not gso_type:
-        return
+        raise FrameError(Counter.TX_DROP_BAD_HEADER, f"{where} in a frame of {size} bytes")
+    if gso_type:
+        _check_gso(gso_type, gso_size, needs_csum)
+    return chain[:_SIZE], chain[frame_at:]
+
+
+def _check_gso(gso_type: int, gso_size: int, needs_csum: int) -> None:
+    """Raises FrameError unless it is a segmentation that was offered, and can be done."""
     if gso_type & ~VIRTIO_NET_HDR_GSO_ECN not in _GSO_OFFERED:
         raise FrameError(Counter.TX_DROP_BAD_HEADER, f"gso_type {gso_type:#x} was not offered")
     if not gso_size:

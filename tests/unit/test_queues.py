@@ -8,7 +8,7 @@ import pytest
 
 from nicdev import abi
 from nicdev.errors import RingError
-from nicdev.nic import Packet
+from nicdev.nic import MAX_CHAIN, Packet
 from nicdev.queues import QUIET_BYTES, QUIET_CHAINS, QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.features import VIRTIO_NET_F_MRG_RXBUF
@@ -59,6 +59,19 @@ def test_data_and_acknowledgements_leave_as_they_came() -> None:
         assert [packet.frame[:HEADERS] for packet in sent] == [frame[:HEADERS] for frame, _ in frames[:posted]]
         queue.collect()
     assert not queue.in_flight
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_chain_that_is_too_long_is_not_looked_at(parts: int) -> None:
+    nic = make_nic()
+    pair = QueuePair(0, nic)
+    queue, pair.tx = make(8)
+    head = queue.add([(DATA, MAX_CHAIN // parts + 1)] * parts, [])
+    queue.publish()
+    assert pair.drain_tx(lambda _: True) == (False, True)
+    assert nic.stats[Counter.TX_DROP_TOO_BIG] == 1
+    assert nic.stats[Counter.TX_PACKETS] == 0
+    assert queue.collect() == [(head, 0)]
 
 
 @pytest.mark.parametrize(("fault", "home"), [("ring", 3), ("port", 2)])

@@ -6,7 +6,16 @@ import pytest
 
 from nicdev.errors import FrameError
 from nicdev.stats import Counter
-from nicdev.wire.vnet import VNET_HDR, VnetHdr, check
+from nicdev.wire.frame import MAX_FRAME
+from nicdev.wire.vnet import VNET_HDR, VnetHdr, split
+
+
+def check(hdr: VnetHdr, frame_len: int) -> None:
+    """Look at a chain with this header and a frame of so many bytes."""
+    chain = bytearray(hdr.pack() + bytes(frame_len))
+    header, frame = split(memoryview(chain), VNET_HDR.size)
+    assert header == hdr._replace(flags=hdr.flags & 1).pack()
+    assert len(frame) == frame_len
 
 
 def test_layout() -> None:
@@ -28,7 +37,7 @@ def test_layout() -> None:
         (VnetHdr(gso_size=1448), 60),  # no gso_type: not looked at
         (VnetHdr(flags=1, gso_type=1, hdr_len=54, gso_size=1448, csum_start=34, csum_offset=16), 65549),
         (VnetHdr(flags=1, gso_type=0x81, gso_size=1, csum_start=34, csum_offset=16), 65549),
-        (VnetHdr(flags=1, gso_type=4, hdr_len=1, gso_size=1, csum_start=54, csum_offset=16), 65589),
+        (VnetHdr(flags=1, gso_type=4, hdr_len=1, gso_size=1, csum_start=54, csum_offset=16), 65553),
         (VnetHdr(flags=1, gso_type=0x84, gso_size=65535, csum_start=54, csum_offset=16), 100),
     ],
 )
@@ -65,3 +74,17 @@ def test_refused(hdr: VnetHdr, frame_len: int) -> None:
     with pytest.raises(FrameError) as caught:
         check(hdr, frame_len)
     assert caught.value.counter is Counter.TX_DROP_BAD_HEADER
+
+
+def test_a_frame_has_a_largest_size() -> None:
+    check(VnetHdr(), MAX_FRAME)
+    with pytest.raises(FrameError) as caught:
+        check(VnetHdr(), MAX_FRAME + 1)
+    assert caught.value.counter is Counter.TX_DROP_TOO_BIG
+
+
+def test_what_lies_before_the_frame_is_not_part_of_it() -> None:
+    chain = memoryview(bytearray(VnetHdr(hdr_len=14).pack() + b"extension" + bytes(14)))
+    assert split(chain, 12 + 9)[1] == bytes(14)
+    with pytest.raises(FrameError):
+        split(chain, 12 + 10)
