@@ -36,6 +36,9 @@
  */
 #define TLSNIC_RX_BUF_MIN	4096U
 #define TLSNIC_RX_BUF_MAX	32768U
+/* Pages to be used again, per queue: as many as a ring has buffers, and some */
+#define TLSNIC_PAGES_KEPT	1280U
+#define TLSNIC_PAGES_QUEUED	256U
 /* A frame of less than this part of its buffer is copied */
 #define TLSNIC_RX_WASTE		16
 /* Bytes of a frame in which its headers are looked for */
@@ -109,6 +112,7 @@ struct tlsnic_counters {
 	atomic64_t rx_drop_header;	/* impossible virtio_net_hdr */
 	atomic64_t rx_drop_nomem;
 	atomic64_t rx_refill_failed;
+	atomic64_t rx_pages_reused;
 };
 
 struct tlsnic_queue_stats {
@@ -134,12 +138,18 @@ struct tlsnic_txq {
 /* Bytes of the frames of late */
 DECLARE_EWMA(tlsnic_frame, 0, 64)
 
+struct tlsnic_pages {
+	struct page_frag frag;		/* what buffers are cut from */
+	struct page *kept[TLSNIC_PAGES_KEPT];	/* a ring of those cut up */
+	unsigned int oldest;		/* of them */
+};
+
 /* Belongs to its NAPI */
 struct tlsnic_rxq {
 	struct tlsnic_priv *priv;
 	struct virtqueue *vq;
 	struct napi_struct napi;
-	struct page_frag frag;
+	struct tlsnic_pages pages;
 	struct ewma_tlsnic_frame frames;
 	struct tlsnic_queue_stats stats;
 	unsigned int index;
@@ -353,6 +363,10 @@ enum tlsnic_place tlsnic_records_place(struct sock *sk, u32 seq, u32 payload,
 				       struct tlsnic_rebuild **rebuild);
 bool tlsnic_records_refill(struct sk_buff *skb, u32 seq);
 int tlsnic_records_in_clear(const struct sk_buff *skb);
+
+/* tlsnic_pages.c */
+bool tlsnic_pages_refill(struct tlsnic_rxq *q, gfp_t gfp);
+void tlsnic_pages_free(struct tlsnic_pages *pages);
 
 /* tlsnic_rx.c */
 int tlsnic_rx_poll(struct napi_struct *napi, int budget);

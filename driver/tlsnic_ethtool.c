@@ -52,6 +52,7 @@ static const char * const tlsnic_counter_names[] = {
 	"rx_drop_header",
 	"rx_drop_nomem",
 	"rx_refill_failed",
+	"rx_pages_reused",
 };
 
 static_assert(sizeof(struct tlsnic_counters) ==

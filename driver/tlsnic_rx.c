@@ -77,25 +77,25 @@ bool tlsnic_rx_fill(struct tlsnic_rxq *q, gfp_t gfp)
 {
 	unsigned int ring = virtqueue_get_vring_size(q->vq);
 	unsigned int want = tlsnic_rx_buf_size(q), size;
+	struct page_frag *frag = &q->pages.frag;
 	bool kick = false, starved = false;
 	struct scatterlist sg;
 	void *data;
 
 	while (q->vq->num_free) {
-		if (!skb_page_frag_refill(TLSNIC_RX_BUF_MIN, &q->frag, gfp)) {
+		if (!tlsnic_pages_refill(q, gfp)) {
 			tlsnic_inc(q->priv, rx_refill_failed);
 			starved = true;
 			break;
 		}
-		size = min_t(unsigned int, want,
-			     q->frag.size - q->frag.offset);
-		data = page_address(q->frag.page) + q->frag.offset;
+		size = min_t(unsigned int, want, frag->size - frag->offset);
+		data = page_address(frag->page) + frag->offset;
 		sg_init_one(&sg, data, size);
 		if (virtqueue_add_inbuf(q->vq, &sg, 1,
 					tlsnic_rx_token(data, size), gfp))
 			break;
-		get_page(q->frag.page);
-		q->frag.offset += size;
+		get_page(frag->page);
+		frag->offset += size;
 		kick = true;
 	}
 	if (kick)
@@ -415,7 +415,5 @@ void tlsnic_rx_free(struct tlsnic_rxq *q)
 		tlsnic_rx_untoken(token, &buf);
 		tlsnic_rx_put(buf.data);
 	}
-	if (q->frag.page)
-		put_page(q->frag.page);
-	q->frag.page = NULL;
+	tlsnic_pages_free(&q->pages);
 }

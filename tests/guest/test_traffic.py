@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.bed import Bed
-from tests.guest.cases import CLOSE_NOTIFY, ZEROCOPY, control, install
+from tests.guest.cases import CLOSE_NOTIFY, ZEROCOPY, control, install, rx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -27,6 +27,7 @@ from tests.guest.exchange import (
     send,
     tx_case,
 )
+from tests.guest.resync_rx import pairs
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -263,3 +264,24 @@ def test_64_connections_at_once(bed: Bed, capture_path: Path) -> None:
     assert contexts == [2 * count]
     wait_until(lambda: not bed.nic.contexts(), "the device deletes them")
     assert current[0]["TlsCurrTxDevice"] == current[0]["TlsCurrRxDevice"] == count
+
+
+def test_what_waits_to_be_read_is_not_overwritten(bed: Bed, capture_path: Path) -> None:
+    """The driver cuts buffers from the same pages again, but not from those that a socket still has."""
+    held, bulk = 400_000, 56 << 20
+    cases = [
+        rx_flow("held", [recv(1), WAIT, recv(held - 1)], [send(held)], guest_job={"options": {"SO_RCVBUF": 1 << 20}}),
+        rx_flow("bulk", [recv(bulk), WAIT], [send(bulk)]),
+    ]
+
+    def meanwhile(run: Running) -> None:
+        run.guest_waits()
+        run.go_on()
+
+    before = bed.ethtool()["rx_pages_reused"]
+    with pairs(bed, 1):
+        seen = exchange(bed, cases, capture_path, meanwhile)
+    seen.arrived()
+    seen.wire_is_encrypted()
+    seen.kernel_offloads()
+    assert bed.ethtool()["rx_pages_reused"] > before
