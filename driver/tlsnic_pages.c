@@ -6,8 +6,8 @@
  * ours, and is the next page again when it is the oldest of those kept and all
  * frames in it are gone: then ours is the only reference. The kernel clears
  * what it gives out (init_on_alloc), which took a sixth of the processor time
- * of a bulk transfer. What the last frame left in such a page no one gets to
- * see, since an skb shows only what the device wrote.
+ * of a bulk transfer. An skb shows only what the device says it wrote; one that
+ * says too much shows what it has delivered before.
  *
  * A large transfer has a page for each buffer in the ring, and in the socket's
  * queue some more (8 MiB): so many are kept, or the oldest were never free.
