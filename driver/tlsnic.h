@@ -112,7 +112,7 @@ struct tlsnic_counters {
 	atomic64_t rx_drop_header;	/* impossible virtio_net_hdr */
 	atomic64_t rx_drop_nomem;
 	atomic64_t rx_refill_failed;
-	atomic64_t rx_pages_reused;
+	atomic64_t rx_pages_reused;	/* instead of new, cleared ones */
 };
 
 struct tlsnic_queue_stats {

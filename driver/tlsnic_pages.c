@@ -22,11 +22,12 @@ bool tlsnic_pages_refill(struct tlsnic_rxq *q, gfp_t gfp)
 {
 	struct tlsnic_pages *pages = &q->pages;
 	struct page_frag *frag = &pages->frag;
-	unsigned int ring = virtqueue_get_vring_size(q->vq);
+	unsigned int ring;
 
 	if (frag->page && frag->offset + TLSNIC_RX_BUF_MIN <= frag->size)
 		return true;
 	if (frag->page && !page_is_pfmemalloc(frag->page)) {
+		ring = virtqueue_get_vring_size(q->vq);
 		swap(frag->page, pages->kept[pages->oldest]);
 		pages->oldest++;
 		pages->oldest %= min(ring + TLSNIC_PAGES_QUEUED,
