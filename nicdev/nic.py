@@ -9,8 +9,9 @@ tx  `transmit` gets a copy of one tx chain (the device's own copy: frags in gues
     reason not to is an exception, so there is no path on which a marked frame could be returned unencrypted. A
     COMMAND returns its reply. A HELLO queues its answer.
 rx  `receive` gets one frame in a writable buffer. If its 4-tuple has an rx context and its checksum holds, the
-    context may decrypt it in place; an RX_TLS extension carries the verdict. What the guest's driver did not
-    negotiate (partial checksums, large frames) is undone here, so every port may hand over whatever it has.
+    context may decrypt it, and the guest gets another frame (see tls/scratch); an RX_TLS extension carries the verdict.
+    What the guest's driver did not negotiate (partial checksums, large frames) is undone here, so every port may hand
+    over whatever it has.
 
 Messages to the driver wait in `messages` until a buffer of rx queue 0 is free. A driver that has not said HELLO gets
 no extension at all: it would take one for a frame.
@@ -50,7 +51,7 @@ _RX_TLS, _RX_TLS_LEN, _DECRYPTED = int(abi.ExtType.RX_TLS), abi.RX_TLS.size, int
 
 _VNET_HDR_LEN, _HDR_F_EXT = int(abi.VNET_HDR_LEN), int(abi.HDR_F_EXT)
 
-_ORDINARY: Final = RxResult()[3:]  # all but whether, and what, was decrypted
+_ORDINARY: Final = RxResult()[4:]  # all but whether, and what, was decrypted
 _RX_FLAGS: Final = vnet.VIRTIO_NET_HDR_F_NEEDS_CSUM | vnet.VIRTIO_NET_HDR_F_DATA_VALID
 _NEEDS_SEGMENTING = {
     vnet.VIRTIO_NET_HDR_GSO_TCPV4: features.VIRTIO_NET_F_GUEST_TSO4,
@@ -292,7 +293,12 @@ class Nic:
             except FrameError as drop:
                 self.stats.add(drop.counter)
                 return []
-            return [packet for h, f in pieces for packet in self._received(queue, h, f, parse(f))]
+            received: list[tuple[int, Packet]] = []
+            for piece in pieces:
+                for _, packet in self._received(queue, *piece, parse(piece[1])):
+                    # a copy: the next piece is decrypted where this one was
+                    received.append((queue, Packet(packet.header, memoryview(bytes(packet.frame)))))
+            return received
         return self._received(queue, header, frame, parsed)
 
     def _received(
@@ -348,6 +354,8 @@ class Nic:
         resync = _resync_fields(result)
         extension = abi.RX_TLS.pack(_RX_TLS, flags, _RX_TLS_LEN, slot, generation, *resync, records, result.plaintext)
         marked = bytes((plain[0] | _HDR_F_EXT,)) + plain[1:] + extension
+        if result.text is not None:
+            frame = self.table.scratch.frame(frame, parsed.payload, parsed.end)
         return _new(Packet, (marked, frame))
 
     def _count_rx(self, result: RxResult, parsed: Frame) -> int:
@@ -359,7 +367,7 @@ class Nic:
             stats[_RX_TLS_RECORDS] += result.records
         else:
             stats[_RX_TLS_PASSED] += 1
-        if result[3:] == _ORDINARY:
+        if result[4:] == _ORDINARY:
             return _DECRYPTED if result.decrypted else 0
         stats[Counter.RX_TLS_AUTH_FAIL] += result.auth_failed
         stats[Counter.RX_TLS_LOST_SYNC] += result.lost_sync

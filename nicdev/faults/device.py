@@ -45,7 +45,7 @@ class Faults:
         """A packet is going to be encrypted."""
 
     def decrypt(self, entry: RxEntry, parsed: Frame, payload: memoryview) -> RxResult:
-        """Judge a packet of an rx context; `payload` is decrypted in place or left alone."""
+        """Judge a packet of an rx context."""
         return entry.context.decrypt(parsed.seq, payload)
 
 
@@ -57,7 +57,6 @@ class DeviceFaults(Faults):
         self._flows = flows
         self._stats = stats
         self._clock = clock
-        self._keeps_wire = any(selector.rule.action is Action.WITHHOLD_VERDICT for selector in rules)
         self._desyncs: dict[tuple[str, int], bool] = {}  # rule, flow: done, or still to be done
 
     def refusal(self, params: ContextParams) -> Status:
@@ -100,9 +99,8 @@ class DeviceFaults(Faults):
         while flow.answers and self._over(flow.answers[0][0], flow):
             _, tcp_seq, rcd_sn = flow.answers.popleft()
             entry.context.resync(tcp_seq, rcd_sn)
-        wire = bytes(payload) if self._keeps_wire else b""
         result = super().decrypt(entry, parsed, payload)
-        return self._request(flow, entry.context, self._verdict(flow, parsed, payload, wire, result))
+        return self._request(flow, entry.context, self._verdict(flow, parsed, result))
 
     # -- the rules ----------------------------------------------------------------------------------------------------
 
@@ -141,8 +139,8 @@ class DeviceFaults(Faults):
                     self._stats.add(Counter.FAULT_DESYNCED)
                     context.history.note(Happened.FORCED, place.seq, place.number, rule.name)
 
-    def _verdict(self, flow: Flow, parsed: Frame, payload: memoryview, wire: bytes, result: RxResult) -> RxResult:
-        """The verdict that the rules make of the true one; `wire` is the payload as it came."""
+    def _verdict(self, flow: Flow, parsed: Frame, result: RxResult) -> RxResult:
+        """The verdict that the rules make of the true one."""
         at = flow.follower.position(parsed.seq) if flow.follower is not None else 0
         sight = Sight(parsed, flow.local, flow.remote, flow, at, True)
         for selector in self._rules:
@@ -156,9 +154,8 @@ class DeviceFaults(Faults):
             self._stats.add(Counter.FAULT_VERDICTS)
             if action is Action.CLAIM_DECRYPTED:
                 return result._replace(decrypted=True, error=False)
-            if action is Action.WITHHOLD_VERDICT:
-                payload[:] = wire
-            return result._replace(decrypted=False, records=0, plaintext=0)
+            text = result.text if action is Action.UNMARK else None
+            return result._replace(decrypted=False, records=0, plaintext=0, text=text)
         return result
 
     def _request(self, flow: Flow, context: RxContext, result: RxResult) -> RxResult:

@@ -207,9 +207,7 @@ class IdealContext(Grounds):
         failed = len(failing)
         result = RxResult(auth_failed=failed, error=bool(failed))
         if texts is not None and not failed:
-            for low, high in texts:
-                payload[low:high] = self._scratch[low:high]
-            result = RxResult(True, ahead.good - good, sum(high - low for low, high in texts))
+            result = RxResult(True, ahead.good - good, *self._framed(texts, payload))
         self._set_debt(bool(ahead.debt) and not self._muted)
         if failed:
             self.history.note(Happened.AUTH_FAILED, self._seq(ahead, at), failing[0].number)

@@ -1,10 +1,11 @@
 """Wire to guest: decrypt the records in a packet, or leave the packet alone.
 
 Theory of operation: the verdict is about whole packets. Either every TLS byte of a packet was decrypted and every tag
-in it is right; then plaintext replaces ciphertext, framing (header, explicit nonce, tag) stays, and the packet is
-marked. Or the packet stays exactly what was on the wire, so plaintext goes to a scratch buffer until the verdict. The
-verdict on a record that spans packets falls in the packet that ends it; packets before were marked already, and the
-kernel, finding marked and unmarked packets in one record, re-encrypts the marked ones and decrypts the record itself.
+in it is right; then the host gets, marked, a payload with plaintext in place of the ciphertext, and framing (header,
+explicit nonce, tag) as it was. Or the packet stays exactly what was on the wire. So what came is never written to: the
+other payload is put together in a scratch buffer. The verdict on a record that spans packets falls in the packet that
+ends it; packets before were marked already, and the kernel, finding marked and unmarked packets in one record,
+re-encrypts the marked ones and decrypts the record itself.
 
 The context stands at a `Cursor`. For each packet:
 
@@ -52,9 +53,10 @@ class RxState(IntEnum):
 class RxResult(NamedTuple):
     """The verdict on a packet."""
 
-    decrypted: bool = False  # else the payload is untouched
+    decrypted: bool = False
     records: int = 0  # records that ended in a decrypted packet: their tags are right
     plaintext: int = 0  # bytes decrypted
+    text: memoryview | None = None  # what the host gets in place of the payload; good until the next packet of any flow
     auth_failed: int = 0  # records whose tag is wrong
     error: bool = False  # left alone because of an error: wrong tag, no header where one must be
     lost_sync: bool = False  # in sync before this packet, not any more
@@ -67,8 +69,8 @@ class RxResult(NamedTuple):
 
 
 _UNTOUCHED: Final = RxResult()
-_NOTHING_ASKED: Final = _UNTOUCHED[7:]  # all that follows `resynced`
-_NOTHING_WRONG: Final = _UNTOUCHED[3:]  # all that follows `plaintext`
+_NOTHING_ASKED: Final = _UNTOUCHED[8:]  # all that follows `resynced`
+_NOTHING_WRONG: Final = _UNTOUCHED[4:]  # all that follows `text`
 _new = tuple.__new__  # a NamedTuple from all its fields, at a third of the price of calling the class
 
 
@@ -123,7 +125,7 @@ class RxContext:
             self.history.note(Happened.LOST, why="made without a place")
 
     def decrypt(self, seq: int, payload: memoryview) -> RxResult:
-        """Decrypt a TCP payload (writable, 1..MAX_TCP_PAYLOAD bytes) starting at `seq` in place, or leave it alone."""
+        """Decrypt a TCP payload (1..MAX_TCP_PAYLOAD bytes, only read) that starts at `seq`, or leave it alone."""
         result = self._place(seq, payload)
         if result.decrypted:
             self.packets += 1
@@ -277,8 +279,7 @@ class RxContext:
             self._open = None
             self.history.note(Happened.ERROR, cursor.seq, cursor.number, type(error).__name__)
             return RxResult(error=True)
-        payload[:] = text
-        return _new(RxResult, (True, 0, len(payload), *_NOTHING_WRONG))
+        return _new(RxResult, (True, 0, len(payload), text, *_NOTHING_WRONG))
 
     def _lose(self, cursor: Cursor, why: str, error: bool = False) -> RxResult:
         """What follows cannot be read; `cursor` is where the context stands."""
@@ -292,13 +293,13 @@ class RxContext:
     def _decrypt(
         self, cursor: Cursor, walked: Walk, record: OpeningRecord | None, payload: memoryview, resynced: bool
     ) -> RxResult:
-        """Decrypt everything in `payload`; write it there if every tag is right."""
+        """Decrypt everything in `payload`."""
         scratch, open_, sealing, prefix = self._scratch, self._key.open, self._fmt.sealing, self._fmt.prefix
         first = record
         number = cursor.number
         failed: list[int] = []
         start = 0
-        texts: list[tuple[int, int]] = []  # where plaintext is in scratch, and belongs in the payload
+        texts: list[tuple[int, int]] = []  # where plaintext is
         for end in walked.ends:
             if record is not None:
                 texts.append(record.feed(payload[:end], scratch[:end]))
@@ -323,11 +324,19 @@ class RxContext:
             return RxResult(auth_failed=len(failed), error=True, resynced=resynced)
         if not self._markable(cursor, first, walked, payload):
             return RxResult(resynced=resynced)
-        plaintext = 0
+        plaintext, whole = self._framed(texts, payload)
+        return _new(RxResult, (True, len(walked.ends), plaintext, whole, 0, False, False, resynced, *_NOTHING_ASKED))
+
+    def _framed(self, texts: list[tuple[int, int]], payload: memoryview) -> tuple[int, memoryview]:
+        """Put the payload's framing around the plaintext in scratch; how many bytes that is, and both together."""
+        scratch = self._scratch
+        plaintext = at = 0
         for text, text_end in texts:
-            payload[text:text_end] = scratch[text:text_end]
+            scratch[at:text] = payload[at:text]
             plaintext += text_end - text
-        return _new(RxResult, (True, len(walked.ends), plaintext, 0, False, False, resynced, *_NOTHING_ASKED))
+            at = text_end
+        scratch[at : len(payload)] = payload[at:]
+        return plaintext, scratch[: len(payload)]
 
     def _markable(self, cursor: Cursor, first: OpeningRecord | None, walked: Walk, payload: memoryview) -> bool:
         """Whether a packet that could be decrypted may be marked; `first` is the record that it began in."""

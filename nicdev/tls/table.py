@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
-from nicdev.abi import MAX_TCP_PAYLOAD, Direction, Status
+from nicdev.abi import Direction, Status
 from nicdev.errors import CommandError, TxDrop
 from nicdev.stats import Counter
 from nicdev.tls.context import ContextParams
 from nicdev.tls.history import History
 from nicdev.tls.personality import rx_context
 from nicdev.tls.rx import RxContext
+from nicdev.tls.scratch import Scratch
 from nicdev.tls.store import Pool
 from nicdev.tls.tx import TxContext
 from nicdev.wire.hidden import hides_tcp
@@ -57,7 +58,7 @@ class ContextObserver(Protocol):
 class ContextTable:
     """At most `max_contexts` contexts of either direction; slots count from 0."""
 
-    __slots__ = ("_clock", "_flows", "_pool", "_scratch", "_sent", "_slots", "max_contexts", "observer")
+    __slots__ = ("_clock", "_flows", "_pool", "_sent", "_slots", "max_contexts", "observer", "scratch")
 
     def __init__(self, max_contexts: int, clock: Callable[[], float] = float) -> None:
         """`clock` gives the seconds of the contexts' histories."""
@@ -68,7 +69,7 @@ class ContextTable:
         self._flows: dict[Flow, RxEntry | int] = {}  # a slot where the context is not made yet
         self._pool = Pool()
         self._sent = Pool()  # memory for what tx contexts sent
-        self._scratch = memoryview(bytearray(MAX_TCP_PAYLOAD))  # one packet is decrypted at a time
+        self.scratch = Scratch()  # one packet is decrypted at a time
 
     def add(self, slot: int, generation: int, params: ContextParams) -> None:
         """Make a context; `params` is taken over. Raises CommandError (TABLE_FULL, EXISTS, BAD_REQUEST), params wiped.
@@ -96,7 +97,7 @@ class ContextTable:
         history = History(self._clock, added)
         context: Context
         if params.direction is _RX:
-            context = rx_context(params, self._scratch, self._pool, history)
+            context = rx_context(params, self.scratch.text, self._pool, history)
             self._flows[params.local + params.remote] = RxEntry(slot, generation, context)
         else:
             context = TxContext(params, history, self._sent)
@@ -156,8 +157,8 @@ class ContextTable:
             context.wipe()
             if self.observer is not None:
                 self.observer.deleted(slot, generation)
-        for scratch in (self._scratch, self._pool.scratch):
-            scratch[:] = bytes(len(scratch))
+        self.scratch.wipe()
+        self._pool.scratch[:] = bytes(len(self._pool.scratch))
         return len(entries)
 
     def counts(self) -> dict[Direction, int]:

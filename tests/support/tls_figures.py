@@ -57,7 +57,7 @@ def run(records: Stream, path: Path, seed: int = 1, personality: RxPersonality =
         segments += 1
         dropped += result.drop
         if not result.drop:
-            kernel.take(low, buffer, result.decrypted)
+            kernel.take(low, buffer if result.text is None else bytes(result.text), result.decrypted)
         for place, number in kernel.headers[-1:]:
             if result.ask == (BASE + place) % 2**32:
                 rx.resync(result.ask, number)

@@ -15,6 +15,16 @@ SIZE = 100  # of a record of `small`
 Told = tuple[str, int | None, int | None]  # kind, offset in the stream, record counted from the first
 
 
+def decrypt(rx: RxContext, seq: int, buffer: bytearray) -> RxResult:
+    """What the host gets of a packet is in `buffer` then; the verdict, without that."""
+    wire = bytes(buffer)
+    result = rx.decrypt(seq % 2**32, memoryview(buffer))
+    assert buffer == wire, "what came is never written to"
+    if result.text is not None:
+        buffer[:] = result.text
+    return result._replace(text=None)
+
+
 class Link:
     """A stream and a context; `packet` sends bytes a..b of the stream and checks them for what the verdict claims."""
 
@@ -24,7 +34,7 @@ class Link:
 
     def packet(self, a: int, b: int) -> RxResult:
         buffer = bytearray(self.records.wire[a:b])
-        result = self.rx.decrypt((BASE + a) % 2**32, memoryview(buffer))
+        result = decrypt(self.rx, BASE + a, buffer)
         expected = self.records.clear if result.decrypted else self.records.wire
         assert buffer == expected[a:b]
         return result

@@ -29,7 +29,7 @@ from tests.support.nic_chains import (
 
 @pytest.mark.conformance(37)
 @pytest.mark.conformance(38)
-def test_rx_record_is_decrypted_in_place_and_framing_stays() -> None:
+def test_rx_record_is_decrypted_and_framing_stays() -> None:
     nic = make_nic()
     nic.transmit(0, hello())
     add(nic, abi.Direction.RX, slot=3, generation=9)
@@ -41,6 +41,20 @@ def test_rx_record_is_decrypted_in_place_and_framing_stays() -> None:
     assert (ext.type, ext.flags) == (abi.ExtType.RX_TLS, abi.RxTlsFlag.DECRYPTED)
     assert (ext.slot, ext.generation, ext.records, ext.payload) == (3, 9, 1, 250)
     assert frame == wire[:67] + b"reply" * 50 + sealed[-16:]
+
+
+def test_rx_ethernet_padding_stays_and_what_came_is_not_written_to() -> None:
+    nic = make_nic()
+    nic.transmit(0, hello())
+    add(nic, abi.Direction.RX)
+    for number, padding in enumerate((b"padding", b"", b"p")):
+        sealed = record(b"reply", number, sealed=True)
+        wire = segment(sealed, seq=1000 + number * len(sealed), outgoing=False) + padding
+        buffer = bytearray(wire)
+        [(_, packet)] = nic.receive(memoryview(bytearray(12)), memoryview(buffer))
+        assert packet.header[0] & abi.HDR_F_EXT
+        assert packet.frame == wire[:67] + b"reply" + sealed[-16:] + padding
+        assert buffer == wire
 
 
 def test_rx_verdicts_only_for_a_driver_that_said_hello() -> None:

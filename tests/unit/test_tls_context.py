@@ -253,9 +253,9 @@ def test_no_plaintext_stays_after_clear() -> None:
     table = ContextTable(1)
     table.add(0, 1, GCM_1_2.params(Direction.RX, 0, 5))
     assert table.get_rx(0, 1).decrypt(0, memoryview(bytearray(records.wire))).decrypted
-    assert any(table._scratch)
+    assert any(table.scratch.text)
     table.clear()
-    assert not any(table._scratch)
+    assert not any(table.scratch.text)
 
 
 def test_a_context_is_wiped_whether_it_was_ever_used_or_not() -> None:

@@ -17,6 +17,7 @@ from nicdev.abi import Direction
 from nicdev.tls.ideal import IdealContext
 from nicdev.tls.rx import RxResult
 from nicdev.tls.store import Pool
+from tests.support.tls_link import decrypt
 from tests.support.tls_oracle import SUITES, Stream, Suite, stream
 from tests.support.tls_path import Kernel
 
@@ -38,7 +39,7 @@ class Flow:
     def packet(self, at: int, data: bytes, *, refuse: bool = False, later: bool = False) -> RxResult:
         """A packet arrives at the device and, unless refused, at the kernel."""
         buffer = bytearray(data)
-        result = self.rx.decrypt((BASE + at) % 2**32, memoryview(buffer))
+        result = decrypt(self.rx, BASE + at, buffer)
         assert result.decrypted or buffer == data
         self.drops += result.drop
         if result.ask is not None:

@@ -14,6 +14,7 @@ from nicdev.tls.aead import BytesLike, Opener
 from nicdev.tls.history import Happened
 from nicdev.tls.personality import rx_context
 from nicdev.tls.rx import RxContext, RxResult
+from tests.support.tls_link import decrypt
 from tests.support.tls_oracle import GCM_1_2, SUITES, Stream, Suite, cut, stream
 
 SEQ = 0xFFFFFFD0  # wraps within the first record
@@ -43,7 +44,7 @@ def context(suite: Suite, seq: int = SEQ, number: int = 5, *, no_sync: bool = Fa
 
 def receive(rx: RxContext, seq: int, data: bytes) -> tuple[RxResult, bytes]:
     buffer = bytearray(data)
-    result = rx.decrypt(seq % 2**32, memoryview(buffer))
+    result = decrypt(rx, seq, buffer)
     return result, bytes(buffer)
 
 

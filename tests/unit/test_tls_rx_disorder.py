@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nicdev.abi import Direction
 from nicdev.tls.rx import MAX_HOLE, RxContext, RxResult
-from tests.support.tls_link import BASE, Link
+from tests.support.tls_link import BASE, Link, decrypt
 from tests.support.tls_oracle import GCM_1_2, SUITES, Suite, stream
 from tests.unit.test_tls_rx import ALL_SUITES, context
 
@@ -230,11 +230,11 @@ def test_bad_header_in_sync_is_an_error_and_loses_sync() -> None:
         bad = bytearray(records.wire)
         bad[200] = 0x47
         first = bytearray(bad[:cut_at])
-        result = rx.decrypt(BASE, memoryview(first))
+        result = decrypt(rx, BASE, first)
         if cut_at == 150:
             assert result.decrypted
             rest = bytearray(bad[150:])
-            result = rx.decrypt((BASE + 150) % 2**32, memoryview(rest))
+            result = decrypt(rx, BASE + 150, rest)
             assert rest == bad[150:]
         else:
             assert first == bad[:cut_at]
