@@ -21,7 +21,7 @@ from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import RingError
 from nicdev.nic import Nic, Packet
-from nicdev.queues import QUIET_BYTES, QueuePair
+from nicdev.queues import QueuePair
 from nicdev.stats import Counter
 from nicdev.virtio.ring import SplitRing
 
@@ -198,17 +198,17 @@ class Device:
                 self._ring_failed(2 * pair.index, Counter.RX_RING_ERRORS, error)
                 continue
             touched[pair.index] = None
-        urgent = sum(len(packet.frame) for _, packet in packets) >= QUIET_BYTES
         for index in touched:
-            self._show_rx(self.pairs[index], urgent)
+            self._show_rx(self.pairs[index])
         return not self._held
 
-    def _show_rx(self, pair: QueuePair, urgent: bool) -> None:
-        """Show what was placed. Small frames in a row are one signal, at the end of the loop's round at the latest: a
-        guest that is quicker than we are would take an interrupt for each, and GRO finds nothing to join."""
+    def _show_rx(self, pair: QueuePair) -> None:
+        """Show what was placed. Frames in a row are one signal, at the end of the loop's round at the latest: a guest
+        that is quicker than we are would take an interrupt for each, for which QEMU interrupts us where it has to share
+        our processor, and GRO finds nothing to join."""
         if pair.rx is None or not pair.rx.show():
             return
-        if urgent or pair.rx.untold >= QUIET_BUFFERS:
+        if pair.rx.untold >= QUIET_BUFFERS:
             self._publish_rx(pair)
         else:
             self._loop.soon(self._placed[pair.index])
