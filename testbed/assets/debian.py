@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from testbed.stages import BUILD, command
 MERGED_USR = 'for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done'
 # Neither proxy passwords nor mirrors belong into an image.
 FORGET_HOST = 'rm -rf "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d'
+
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def _output(argv: Sequence[str]) -> str:
@@ -79,6 +83,20 @@ def _mmdebstrap(
         target,
         *sources(suites, _index_targets(), host_codename()),
     ]
+
+
+def package_names(suites: Sequence[str], start: str, log: Path) -> list[str]:
+    """Names that begin with `start` of all packages that these suites have now. Raises SetupError."""
+    with tempfile.TemporaryDirectory(prefix="apt-") as folder:
+        lines = sources(suites, _index_targets(), host_codename())
+        listed = Path(folder) / "sources.list"
+        listed.write_text("".join(line.replace("deb ", f"deb [signed-by={KEYRING}] ", 1) + "\n" for line in lines))
+        own = {"Dir::State": folder, "Dir::State::status": os.devnull, "Dir::Cache": folder,
+               "Dir::Etc::SourceList": listed, "Dir::Etc::SourceParts": "-", "Acquire::Languages": "none",
+               "APT::Sandbox::User": ""}  # fmt: skip
+        options = [f"--option={key}={value}" for key, value in own.items()]
+        command(["apt-get", *options, "update"], log)
+        return _output(["apt-cache", *options, "pkgnames", start]).split()
 
 
 def extract(target: Path, suites: Sequence[str], packages: Sequence[str], log: Path) -> None:

@@ -15,6 +15,7 @@ while one works on the driver or the guest's tools, and it is made in well under
 from __future__ import annotations
 
 import lzma
+import re
 import shutil
 import struct
 from collections.abc import Iterable
@@ -39,10 +40,9 @@ class Kernel:
     """A kernel the guest can run: the name users give and where Debian keeps it."""
 
     name: str
-    suites: tuple[
-        str, ...
-    ]  # the first is the base system's; of the others the newest version is taken, unless selected
-    select: str = ""  # appended to the package names: /suite where it is not the first suite's own
+    suites: tuple[str, ...]  # the first is the base system's
+    # The last suite's own kernel is not this one for ever: the newest of this version is taken that it still has.
+    moves_on: bool = False
 
     @property
     def folder(self) -> Path:
@@ -70,7 +70,7 @@ KERNELS = {
     for kernel in (
         Kernel("6.1", ("bookworm", "bookworm-security")),
         Kernel("6.12", ("trixie", "trixie-security")),
-        Kernel("7.2", ("trixie", "trixie-backports"), "/trixie-backports"),
+        Kernel("7.2", ("trixie", "trixie-backports"), moves_on=True),
     )
 }
 DEFAULT_KERNEL = "6.12"
@@ -100,18 +100,19 @@ def build_guest(image: Path = BUILD / "guest.squashfs") -> bool:
 
 def build_kernel(kernel: Kernel) -> bool:
     """Unpack the kernel with its build root and make module image and initramfs; False when all was cached."""
-    packages = [f"linux-image-amd64{kernel.select}", f"linux-headers-amd64{kernel.select}", *words("build-packages")]
+    tools = words("build-packages")
     log = LOGS / f"kernel-{kernel.name}.log"
 
     def unpack(out: Path) -> None:
-        debian.extract(out, kernel.suites, packages, log)
+        wanted = _release_wanted(kernel, log)
+        debian.extract(out, kernel.suites, [f"linux-image-{wanted}", f"linux-headers-{wanted}", *tools], log)
         (out / "usr/bin/awk").symlink_to("gawk")
         found = [path.name for path in (out / "usr/lib/modules").iterdir()]
         if len(found) != 1 or not found[0].startswith(f"{kernel.name}."):
-            raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} now has {' '.join(found)}")
+            raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} has {' '.join(found)}")
         _run_depmod(out, found[0], out / "usr", log)
 
-    root_key = digest(*kernel.suites, *packages)
+    root_key = digest(kernel.name, *kernel.suites, *tools)
     built = cached(kernel.root, root_key, unpack)
     key = digest(root_key, kernel.release)
     built |= cached(kernel.image, key, lambda out: _unpack_kernel(kernel, out, log))
@@ -122,6 +123,24 @@ def build_kernel(kernel: Kernel) -> bool:
     initramfs = kernel.folder / "initramfs.cpio"
     built |= cached(initramfs, digest(key, init, *BOOT_MODULES), lambda out: _write_initramfs(kernel, out, init))
     return built
+
+
+def _release_wanted(kernel: Kernel, log: Path) -> str:
+    """What follows "linux-image-" in what apt is to be asked for; "amd64" is a suite's own kernel."""
+    if not kernel.moves_on:
+        return "amd64"
+    suite = kernel.suites[-1]
+    # what it depends on may be of that suite, too, as apt sees by its name
+    return f"{newest_release(kernel, debian.package_names([suite], 'linux-image-', log))}/{suite}"
+
+
+def newest_release(kernel: Kernel, packages: Iterable[str]) -> str:
+    """The newest release of the kernel's version of which there is a package. Raises SetupError if there is none."""
+    pattern = re.compile(rf"linux-image-({re.escape(kernel.name)}\.(\d+)\+deb\d+-amd64)")
+    found = [(int(match[2]), match[1]) for match in map(pattern.fullmatch, packages) if match]
+    if not found:
+        raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} has none of that version any more")
+    return max(found)[1]
 
 
 def payload_of(image: bytes) -> bytes:

@@ -81,6 +81,15 @@ def test_unknown_kernel_is_one_line_with_the_choice() -> None:
         image.kernel_named("5.10")
 
 
+def test_of_a_version_that_its_suite_has_left_the_newest_release_is_taken() -> None:
+    kernel = image.KERNELS["7.2"]
+    releases = ["7.2.9+deb13", "7.2.12+deb13", "7.2.11+deb13", "7.20.1+deb13", "7.3.4+deb13", "6.12.99+deb13"]
+    names = [f"linux-image-{release}-{kind}" for release in releases for kind in ("amd64", "cloud-amd64", "amd64-dbg")]
+    assert image.newest_release(kernel, ["linux-image-amd64", *names]) == "7.2.12+deb13-amd64"
+    with pytest.raises(SetupError, match=r"KERNEL=7\.2: Debian's trixie-backports has none of that version any more"):
+        image.newest_release(kernel, [name for name in names if "-7.2." not in name])
+
+
 def test_mirror_is_the_hosts_own() -> None:
     targets = "http://other/deb bookworm contrib\nhttp://third/x stable main\nhttp://mirror/debian bookworm main\n"
     assert debian.pick_mirror(targets, "bookworm") == "http://mirror/debian"
