@@ -11,13 +11,11 @@ from pathlib import Path
 from testbed.errors import SetupError
 from testbed.stages import BUILD, command
 
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 # Extracted packages expect these links; only base-files or its maintainer script would make them, too late.
 MERGED_USR = 'for d in bin sbin lib lib64; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done'
 # Neither proxy passwords nor mirrors belong into an image.
 FORGET_HOST = 'rm -rf "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d'
-
-
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def _output(argv: Sequence[str]) -> str:
