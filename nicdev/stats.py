@@ -81,7 +81,7 @@ class Counter(IntEnum):
     RX_TLS_RESYNC_GUESSED = auto()
     RX_TLS_RESYNC_CANCELLED = auto()
     TX_DROP_NONCE_REUSE = auto()  # would put other ciphertext where some was sent: two plaintexts under one nonce
-    FAULT_CUT = auto()  # packets more, since the fault director cut large ones to wire size
+    FAULT_CUT = auto()  # packets more, since the fault director took large ones apart
 
 
 class Stats:

@@ -16,7 +16,7 @@ from nicdev.edge.port import Port
 from nicdev.errors import ConfigError
 from nicdev.faults.device import Faults
 from nicdev.faults.director import Director
-from nicdev.faults.line import Parcel
+from nicdev.faults.parcel import Parcel
 from nicdev.faults.parse import parse
 from nicdev.faults.scenario import Scenario
 from nicdev.nic import Nic, Packet

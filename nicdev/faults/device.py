@@ -142,14 +142,15 @@ class DeviceFaults(Faults):
     def _verdict(self, flow: Flow, parsed: Frame, result: RxResult) -> RxResult:
         """The verdict that the rules make of the true one."""
         at = flow.follower.position(parsed.seq) if flow.follower is not None else 0
-        sight = Sight(parsed, flow.local, flow.remote, flow, at, True)
+        sight = Sight(flow, at, parsed.end - parsed.payload, True)
         for selector in self._rules:
             action = selector.rule.action
             if result.decrypted != (action is not Action.CLAIM_DECRYPTED):
                 continue
             if action not in (Action.CLAIM_DECRYPTED, Action.WITHHOLD_VERDICT, Action.UNMARK):
                 continue
-            if not selector.fits(sight) or not selector.strikes():
+            about = selector.fits_packet(parsed, flow, flow.local, flow.remote)
+            if not about or not selector.fits(sight) or not selector.strikes():
                 continue
             self._stats.add(Counter.FAULT_VERDICTS)
             if action is Action.CLAIM_DECRYPTED:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from nicdev.abi import Direction
 from nicdev.faults.device import DeviceFaults, Faults
 from nicdev.faults.flows import Flows
-from nicdev.faults.line import Line, Parcel
-from nicdev.faults.scenario import WIRE_ACTIONS, Scenario
+from nicdev.faults.line import Line
+from nicdev.faults.parcel import Parcel
+from nicdev.faults.scenario import WIRE_ACTIONS, Scenario, Segments
 from nicdev.faults.select import Selector
 from nicdev.stats import Stats
 from nicdev.tls.table import ContextTable
@@ -32,9 +33,10 @@ class Director:
         self._selectors = [Selector(rule, scenario) for rule in scenario.rules]
         at_work = [selector for selector in self._selectors if selector.rule.action not in WIRE_ACTIONS]
         self.device = DeviceFaults(at_work, self.flows, stats, clock) if at_work else Faults()
-        self._lines = {
-            d: Line(d, self._wire_rules(d), d in scenario.wire_segments, self.flows, stats) for d in DIRECTIONS
-        }
+        # Where nothing is to be cut, judged or followed, packets need no look.
+        cut = [d for d in DIRECTIONS if scenario.segments[d] is Segments.WIRE]
+        self._looks = frozenset(d for d in DIRECTIONS if d in cut or self._wire_rules(d) or at_work)
+        self._lines = {d: Line(d, self._wire_rules(d), scenario.segments[d], self.flows, stats) for d in DIRECTIONS}
 
     def _wire_rules(self, direction: Direction) -> list[Selector]:
         rules = [selector for selector in self._selectors if selector.rule.direction is direction]
@@ -42,6 +44,8 @@ class Director:
 
     def feed(self, direction: Direction, header: bytes | memoryview, frame: memoryview, now: float) -> list[Parcel]:
         """One packet comes (`header`: 12 bytes); what leaves now in its direction, in order."""
+        if direction not in self._looks:
+            return [Parcel(header, frame)]
         return self._lines[direction].feed(header, frame, now)
 
     def poll(self, now: float) -> list[tuple[Direction, Parcel]]:
@@ -61,7 +65,7 @@ class Director:
         return {
             "scenario": self.scenario.name,
             "seed": self.scenario.seed,
-            "segments": {d.name.lower(): "wire" if d in self.scenario.wire_segments else "whole" for d in DIRECTIONS},
+            "segments": {d.name.lower(): str(self.scenario.segments[d]) for d in DIRECTIONS},
             "held": {d.name.lower(): self._lines[d].held for d in DIRECTIONS},
             "rules": [selector.describe() for selector in self._selectors],
         }

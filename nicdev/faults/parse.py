@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from nicdev.abi import Direction, Status
 from nicdev.errors import ConfigError
-from nicdev.faults.scenario import WIRE_ACTIONS, Action, Endpoint, Only, Part, Rule, RuleError, Scenario
+from nicdev.faults.scenario import WIRE_ACTIONS, Action, Endpoint, Only, Part, Rule, RuleError, Scenario, Segments
 
 _RATES: Final = {
     "drop": Action.DROP, "duplicate": Action.DUPLICATE, "corrupt": Action.CORRUPT,
@@ -116,7 +116,7 @@ def _endpoint(value: Any) -> Endpoint:
 _DIRECTIONS: Final = {"tx": Direction.TX, "rx": Direction.RX}
 _MS: Final = _real(60_000, "milliseconds, 0 to 60000")
 _RATE: Final = _real(1, "a probability, 0 to 1")
-_SEGMENTS: Final = _one_of({"whole": False, "wire": True})
+_SEGMENTS: Final = _one_of({str(kind): kind for kind in Segments})
 # key: (field of Rule, reader)
 _READERS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "name": ("name", _name),
@@ -155,20 +155,19 @@ def parse(text: str, source: str) -> Scenario:
         if key not in ("seed", "tx", "rx", "rule"):
             raise ConfigError(f"{source}: key {key}: unknown; a scenario has seed, [tx], [rx] and [[rule]]")
     rules: list[Rule] = []
-    wire: set[Direction] = set()
+    segments: dict[Direction, Segments] = {}
     for name, direction in _DIRECTIONS.items():
         table = tables.get(name, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{source}: key {name}: a table, [{name}]")
-        if _read(source, f"[{name}]", "segments", table.get("segments", "whole"), _SEGMENTS):
-            wire.add(direction)
+        segments[direction] = _read(source, f"[{name}]", "segments", table.get("segments", "whole"), _SEGMENTS)
         rules += _rates(source, name, direction, table)
     listed = tables.get("rule", [])
     if not isinstance(listed, list) or not all(isinstance(table, dict) for table in listed):
         raise ConfigError(f"{source}: key rule: tables, [[rule]]")
     rules += [_rule(source, number, table) for number, table in enumerate(listed, 1)]
     seed = _read(source, "scenario", "seed", tables.get("seed", 0), _int(0))
-    return Scenario(tuple(rules), seed, frozenset(wire), source)
+    return Scenario(tuple(rules), seed, segments, source)
 
 
 def _read(source: str, where: str, key: str, value: Any, reader: Callable[[Any], Any]) -> Any:

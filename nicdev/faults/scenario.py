@@ -11,7 +11,8 @@ the offload is record 0. `nth` counts from 1 what the rest of the address fits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -59,6 +60,14 @@ class Only(StrEnum):
     DATA = "data"  # TCP with payload
     TCP = "tcp"
     ANY = "any"
+
+
+class Segments(StrEnum):
+    """What rules judge of a large packet, and what of it leaves together."""
+
+    WHOLE = "whole"  # the packet
+    WIRE = "wire"  # segments of wire size, each of which leaves by itself
+    JOINED = "joined"  # segments of wire size; neighbours that no rule touched leave together
 
 
 class RuleError(ConfigError):
@@ -146,11 +155,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Everything that is to go wrong. `wire_segments`: the directions whose large packets are cut first."""
+    """Everything that is to go wrong."""
 
     rules: tuple[Rule, ...] = ()
     seed: int = 0
-    wire_segments: frozenset[Direction] = frozenset()
+    segments: Mapping[Direction, Segments] = field(default_factory=lambda: dict.fromkeys(Direction, Segments.WHOLE))
     name: str = "scenario"
 
     def __post_init__(self) -> None:
@@ -159,8 +168,8 @@ class Scenario:
             if rule.name in names:
                 raise ConfigError(f"{self.name}: rule {rule.name}: key name: used twice")
             names.add(rule.name)
-            if not rule.fix_checksum and rule.direction not in self.wire_segments:
+            if not rule.fix_checksum and self.segments[rule.direction] is Segments.WHOLE:
                 raise ConfigError(
                     f"{self.name}: rule {rule.name}: key checksum: wrong needs"
-                    f' segments = "wire" in [{rule.direction.name.lower()}]'
+                    f' segments = "wire" or "joined" in [{rule.direction.name.lower()}]'
                 )

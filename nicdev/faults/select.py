@@ -15,23 +15,23 @@ from nicdev.faults.scenario import Only, Rule, Scenario
 from nicdev.tls.context import Endpoint
 from nicdev.wire.frame import Frame
 
+Stream = tuple[bytes, int, bytes, int]  # source, destination, each an address and a port
 _FRESH_STREAMS: Final = 65536  # streams whose last byte is remembered
+_HALF: Final = 1 << 31
+
+
+def stream_of(frame: Frame) -> Stream:
+    """The stream that a segment is of."""
+    return frame.src, frame.sport, frame.dst, frame.dport
 
 
 class Sight(NamedTuple):
-    """A packet on its way, as rules see it."""
+    """A segment on its way, as far as it differs from others of its packet."""
 
-    frame: Frame | None  # None: no TCP
-    local: Endpoint
-    remote: Endpoint
     flow: Flow | None
     at: int  # position of its payload in the flow; 0 where that is not followed
+    length: int  # bytes of TCP payload
     fresh: bool  # it has bytes that were not seen before
-
-    @property
-    def length(self) -> int:
-        """Bytes of TCP payload."""
-        return self.frame.end - self.frame.payload if self.frame is not None else 0
 
 
 class Selector:
@@ -69,11 +69,13 @@ class Selector:
             return False
         return rule.local.fits(*local) and rule.remote.fits(*remote)
 
+    def fits_packet(self, frame: Frame | None, flow: Flow | None, local: Endpoint, remote: Endpoint) -> bool:
+        """Whether the rule is about such packets of this flow; the segments of one packet are all alike in that."""
+        return self.is_kind(frame) and self.fits_flow(flow, local, remote)
+
     def fits(self, sight: Sight) -> bool:
-        """Whether the packet is one the rule is about."""
-        if not self.is_kind(sight.frame) or not (sight.fresh or self.rule.repeats_too):
-            return False
-        return self.fits_flow(sight.flow, sight.local, sight.remote) and self.span(sight) is not None
+        """Whether a segment of a packet that fits is one the rule is about."""
+        return (sight.fresh or self.rule.repeats_too) and self.span(sight) is not None
 
     def span(self, sight: Sight) -> tuple[int, int] | None:
         """The bytes of the TCP payload [from, to) that the rule is about; None where it is about others."""
@@ -102,23 +104,24 @@ class Selector:
 
 
 class Freshness:
-    """Which packets of TCP streams bring new bytes."""
+    """Which segments of TCP streams bring new bytes."""
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[bytes, int, bytes, int], int] = {}
+        self._ends: dict[Stream, int] = {}
 
-    def fresh(self, frame: Frame) -> bool:
-        """Whether the segment goes beyond what its stream has shown."""
-        key = (frame.src, frame.sport, frame.dst, frame.dport)
-        end = (frame.seq + frame.end - frame.payload) & 0xFFFFFFFF
+    def stale(self, frame: Frame, stream: Stream) -> int:
+        """How much of a packet's payload its stream has shown before: a segment of it that ends behind that is fresh.
+
+        Below 0 where the packet begins behind what was shown. The packet has then been shown.
+        """
         if frame.tcp_flags & 0x02:  # SYN: another connection
-            self._ends.pop(key, None)
-            return True
-        seen = self._ends.get(key)
-        if seen is not None and (end - seen - 1) & 0xFFFFFFFF >= 1 << 31:
-            return False
-        if frame.end > frame.payload:
+            self._ends.pop(stream, None)
+            return -1
+        length = frame.end - frame.payload
+        seen = self._ends.get(stream)
+        stale = -1 if seen is None else ((seen - frame.seq + _HALF) & 0xFFFFFFFF) - _HALF
+        if length and length > stale:
             if len(self._ends) >= _FRESH_STREAMS:
                 self._ends.clear()
-            self._ends[key] = end
-        return True
+            self._ends[stream] = (frame.seq + length) & 0xFFFFFFFF
+        return stale

@@ -21,6 +21,15 @@ seed = 7
 segments = "wire"
 drop = 0.01
 """
+LOSS_BOTH_WAYS = """
+seed = 8
+[tx]
+segments = "joined"
+drop = 0.01
+[rx]
+segments = "joined"
+drop = 0.01
+"""
 TAG_FLIP = """
 [[rule]]
 name = "tag of record 3"
@@ -51,6 +60,27 @@ def test_loss_of_segments_of_wire_size(bed: Bed, capture_path: Path) -> None:
     records = sum(stream.records for stream in seen.streams("rx"))
     assert records / 3 < seen.nic["rx_tls_records"] <= records
     assert seen.nic["rx_tls_auth_fail"] == 0
+
+
+def test_loss_both_ways_with_the_rest_in_large_packets(bed: Bed, capture_path: Path) -> None:
+    """Segments of wire size are lost, what else there is stays together: every byte arrives, none in the clear."""
+    cases = [tx_case(f"joined tx {c}", send(BIG, write=16384), size=BIG, cipher=c) for c in CIPHERS]
+    cases += [rx_case(f"joined rx {c}", send(BIG), size=BIG, cipher=c) for c in CIPHERS]
+    with bed.nic.faults(LOSS_BOTH_WAYS):
+        seen = exchange(bed, cases, capture_path)
+        struck = bed.nic.fault_rules()
+    seen.arrived()
+    seen.wire_is_encrypted()
+    seen.kernel_offloads()
+    assert seen.nic["fault_dropped"] == sum(struck.values())
+    assert all(10 <= times <= 80 for times in struck.values())  # 2 times 1,500 segments each
+    assert seen.nic["fault_cut"] < 1500  # "wire": four times that, less a few
+    sent, received = seen.streams("tx"), seen.streams("rx")
+    assert seen.nic["tx_tls_bytes"] == seen.driver["tx_tls_encrypted_bytes"] >= sum(stream.bytes for stream in sent)
+    assert seen.driver["tx_tls_fallback"] == 0
+    records = sum(stream.records for stream in received)
+    assert records / 2 < seen.nic["rx_tls_records"] <= records
+    assert seen.nic["rx_tls_auth_fail"] == seen.nic["rx_tls_bad_csum"] == 0
 
 
 @pytest.mark.conformance(86)

@@ -62,7 +62,7 @@ FACTORS: Final[Values] = {
     "cipher": ("aes-128-gcm", "aes-256-gcm"),
     "family": ("4", "6"),
     "mtu": (576, 1500, 9000),
-    "segments": ("wire", "whole"),
+    "segments": ("wire", "joined", "whole"),
 }
 assert tuple(FACTORS) == tuple(field.name for field in fields(Setting))
 

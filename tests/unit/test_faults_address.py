@@ -55,6 +55,12 @@ def test_address(lines: list[str], dropped: list[int]) -> None:
     assert world.stats[Counter.FAULT_DROPPED] == len(dropped) == world.struck()[0]
 
 
+def test_what_was_seen_once_is_not_new_again() -> None:
+    world = World(rule("drop", "retransmissions = false", 'count = "all"', "nth = 2"))
+    pieces = [(at, segment(at, bytes(size))) for at, size in ((0, 3000), (0, 1000), (1000, 1000), (2000, 1001))]
+    assert run(world, pieces) == [2000]
+
+
 def test_record_numbers_count_from_the_first_of_the_context() -> None:
     world = World(rule("drop", "record = 2", 'part = "header"'))
     world.context(rec_seq=5000)

@@ -10,7 +10,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from nicdev.abi import Direction
-from nicdev.faults.line import Parcel
+from nicdev.faults.parcel import Parcel
 from nicdev.faults.parse import parse
 from nicdev.faults.scenario import Scenario
 from nicdev.stats import Counter

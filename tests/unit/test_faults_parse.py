@@ -9,7 +9,7 @@ import pytest
 from nicdev.abi import Direction, Status
 from nicdev.errors import ConfigError
 from nicdev.faults.parse import parse
-from nicdev.faults.scenario import Action, Endpoint, Only, Part, Rule, Scenario
+from nicdev.faults.scenario import Action, Endpoint, Only, Part, Rule, Scenario, Segments
 
 RX, TX = Direction.RX, Direction.TX
 
@@ -37,7 +37,7 @@ def test_rates_of_a_direction_are_rules() -> None:
             Rule("rx delay", Action.DELAY, RX, rate=0.25, ms=10),
         ),
         9,
-        frozenset({TX}),
+        {TX: Segments.WIRE, RX: Segments.WHOLE},
         "x.toml",
     )
 
@@ -114,8 +114,8 @@ MISTAKES = {
     '[[rule]]\naction = "lose-answer"\ndirection = "tx"': "x.toml: rule 1: key direction: lose-answer is for rx",
     '[[rule]]\naction = "desync"\ndirection = "tx"': "x.toml: rule 1: key record: desync needs it",
     '[[rule]]\naction = "corrupt"\ndirection = "rx"\nchecksum = "wrong"':
-        'x.toml: rule corrupt 1: key checksum: wrong needs segments = "wire" in [rx]',
-    "[tx]\nsegments = 'small'": "x.toml: [tx]: key segments: 'small' is not one of whole, wire",
+        'x.toml: rule corrupt 1: key checksum: wrong needs segments = "wire" or "joined" in [rx]',
+    "[tx]\nsegments = 'small'": "x.toml: [tx]: key segments: 'small' is not one of whole, wire, joined",
     "[tx]\nloss = 0.1": "x.toml: [tx]: key loss: unknown; one of drop, duplicate, corrupt, reorder, delay is a rate",
     "[tx]\ndrop = -0.1": "x.toml: [tx]: key drop: -0.1 is not a probability, 0 to 1",
     "tx = 1": "x.toml: key tx: a table, [tx]",
