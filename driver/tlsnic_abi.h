@@ -46,6 +46,7 @@ enum tlsnic_event_code {
 	TLSNIC_EVENT_TX_DROPPED		= 1,
 	TLSNIC_EVENT_UNKNOWN_CONTEXT	= 2,
 	TLSNIC_EVENT_CONFIG_CHANGED	= 3,
+	TLSNIC_EVENT_ADD_REFUSED	= 4,
 };
 
 enum tlsnic_dir {
@@ -64,6 +65,7 @@ enum tlsnic_dir {
 /* hello_reply.caps */
 #define TLSNIC_CAP_TX			0x01
 #define TLSNIC_CAP_RX			0x02
+#define TLSNIC_CAP_POSTED_ADD		0x04	/* CTX_ADD without a reply */
 
 enum tlsnic_tx_personality {
 	TLSNIC_TX_REBUILD		= 1,

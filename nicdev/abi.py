@@ -71,7 +71,8 @@ class EventCode(IntEnum):
 
     TX_DROPPED = 1  # a marked packet of this context was dropped; reason = index of the counter
     UNKNOWN_CONTEXT = 2  # a handle the device does not hold: say hello again and re-create
-    CONFIG_CHANGED = 3  # personality or limits changed: say hello again
+    CONFIG_CHANGED = 3  # personality, limits or capabilities changed: say hello again
+    ADD_REFUSED = 4  # a posted CTX_ADD changed nothing; reason = the Status that a reply would have had
 
 
 class Direction(IntEnum):
@@ -112,6 +113,7 @@ class Cap(IntFlag):
 
     TX = 1 << 0
     RX = 1 << 1
+    POSTED_ADD = 1 << 2  # CTX_ADD may come without room for a reply
 
 
 class TxPersonality(IntEnum):

@@ -2,6 +2,10 @@
 
 Everything a command holds is the guest's word: lengths are checked here, values where they are used, and every
 refusal is a status in the reply. Numbers and layouts are in abi.py, their meaning in docs/device.md.
+
+A *posted* CTX_ADD has no room for a reply. It is offered while no fault rule refuses contexts, since a driver that
+waits for nothing cannot be refused in time; and such a rule does not touch what is posted all the same, by a driver
+that has not heard of it yet or prepared it before.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ _CMD_FAILED: Final = Counter.CMD_FAILED
 _CTX_TX_ADDED: Final = Counter.CTX_TX_ADDED
 _CTX_RX_ADDED: Final = Counter.CTX_RX_ADDED
 _CTX_DELETED: Final = Counter.CTX_DELETED
+_CTX_ADD: Final = abi.Opcode.CTX_ADD
 _COMMAND_LEN: Final = abi.COMMAND.size
 _DONE: Final = abi.REPLY.pack(abi.Status.OK, abi.REPLY.size)
 _NO_BODY: Final = bytes(abi.CTX_ADD.size)
@@ -68,6 +73,12 @@ class Control:
         self.tx_personality = identity.tx_personality
         self.faults = Faults()
 
+    @property
+    def caps(self) -> abi.Cap:
+        """What the device can do now."""
+        fixed = self._identity.caps
+        return fixed | abi.Cap.POSTED_ADD if fixed and not self.faults.refuses_adds else fixed
+
     def hello_reply(self, nonce: int, boot_id: int) -> bytes:
         """The HELLO_REPLY extension."""
         me = self._identity
@@ -78,7 +89,7 @@ class Control:
             abi.ABI_VERSION,
             nonce,
             boot_id,
-            me.caps,
+            self.caps,
             me.ciphers,
             self._table.max_contexts,
             len(Counter),
@@ -87,17 +98,20 @@ class Control:
             me.device_version.encode("ascii")[:16],
         )
 
-    def execute(self, command: memoryview) -> bytes:
-        """Carry out one COMMAND extension (header and body); return the reply. Never raises on what a guest wrote."""
+    def execute(self, command: memoryview, posted: bool = False) -> bytes:
+        """Carry out one COMMAND extension (header and body); return the reply. Never raises on what a guest wrote.
+
+        `posted`: there is no room for the reply.
+        """
         try:
-            data = self._execute(command)
+            data = self._execute(command, posted)
         except CommandError as error:
             self._stats.values[_CMD_FAILED] += 1
             return abi.REPLY.pack(error.status, abi.REPLY.size)
         self._stats.values[_CMD_OK] += 1
         return abi.REPLY.pack(_OK, abi.REPLY.size + len(data)) + data if data else _DONE
 
-    def _execute(self, command: memoryview) -> bytes:
+    def _execute(self, command: memoryview, posted: bool) -> bytes:
         if len(command) < _COMMAND_LEN:
             raise CommandError(abi.Status.BAD_REQUEST, "command shorter than its header")
         _, opcode, length, slot, generation = abi.COMMAND.unpack_from(command)
@@ -106,13 +120,15 @@ class Control:
             raise CommandError(abi.Status.UNSUPPORTED, f"opcode {opcode}")
         if length != len(command) or length != _COMMAND_LEN + body_len:
             raise CommandError(abi.Status.BAD_REQUEST, f"opcode {opcode} of {length} bytes")
+        if posted and opcode == _CTX_ADD:
+            return self._ctx_add(slot, generation, command[_COMMAND_LEN:], posted=True)
         return handler(self, slot, generation, command[_COMMAND_LEN:])
 
-    def _ctx_add(self, slot: int, generation: int, body: memoryview) -> bytes:
+    def _ctx_add(self, slot: int, generation: int, body: memoryview, posted: bool = False) -> bytes:
         try:
             params = params_from_ctx_add(abi.unpack_ctx_add(body))
             offered = (params.direction, params.tls_version, params.cipher) in self._offered
-            refusal = self.faults.refusal(params) if offered else abi.Status.UNSUPPORTED
+            refusal = abi.Status.UNSUPPORTED if not offered else _OK if posted else self.faults.refusal(params)
             if refusal is not _OK:
                 params.wipe()
                 raise CommandError(refusal)

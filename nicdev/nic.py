@@ -119,6 +119,7 @@ class Nic:
         self._boot_id = boot_ids()
         self._greeted = False  # the driver has said HELLO, in our version
         self._interrupted = False  # reset while a driver that had said HELLO was there
+        self._heard = True
         self._steering = Steering()
 
     @property
@@ -138,12 +139,18 @@ class Nic:
         self._forget_contexts()
         self._interrupted = self._greeted or self._interrupted
         self._greeted = False
+        self._heard = True
         self._steering.clear()
 
     @property
     def greeted(self) -> bool:
         """Whether the driver has said HELLO, in our version."""
         return self._greeted
+
+    @property
+    def heard(self) -> bool:
+        """Whether the driver, if one is there, has said HELLO since CONFIG_CHANGED."""
+        return self._heard
 
     def resumed(self) -> None:
         """The rings go on where they stopped: it was no new driver after all (QEMU resets a device that it pauses)."""
@@ -157,17 +164,18 @@ class Nic:
 
     # -- tx -----------------------------------------------------------------------------------------------------------
 
-    def transmit(self, queue: int, chain: bytearray) -> Packet | bytes:
+    def transmit(self, queue: int, chain: bytearray, posted: bool = False) -> Packet | bytes:
         """Handle one tx chain; `chain` is the device's copy of its readable part and is overwritten.
 
         Returns a packet for the wire, or what is to be written into the chain's writable part, which may be nothing.
+        `posted`: the chain has no such part.
         """
         try:
             size = len(chain) - _VNET_HDR_LEN
             if size < 0:
                 raise FrameError(Counter.TX_DROP_BAD_HEADER)
             if chain[0] & _HDR_F_EXT:
-                return self._extension(queue, memoryview(chain))
+                return self._extension(queue, memoryview(chain), posted)
             stats = self.stats.values
             stats[_TX_PACKETS] += 1
             stats[_TX_BYTES] += size
@@ -188,12 +196,16 @@ class Nic:
             self._packet_id += not same
             self.observer.packet(self._packet_id, view, direction, bytes(frame), comment)
 
-    def _extension(self, queue: int, chain: memoryview) -> Packet | bytes:
+    def _extension(self, queue: int, chain: memoryview, posted: bool) -> Packet | bytes:
         kind = chain[abi.VNET_HDR_LEN] if len(chain) > abi.VNET_HDR_LEN else 0
         if kind == _TX_TLS:
             return self._transmit_tls(queue, chain)
         if kind == abi.ExtType.COMMAND:
-            return self.control.execute(chain[abi.VNET_HDR_LEN :])
+            command = chain[abi.VNET_HDR_LEN :]
+            reply = self.control.execute(command, posted)
+            if posted:
+                self._tell_add_refused(command, reply)
+            return reply
         if kind == abi.ExtType.HELLO:
             self._hello(chain[abi.VNET_HDR_LEN :])
             return _NOTHING
@@ -255,10 +267,21 @@ class Nic:
         parsed = parse(frame)
         self.event(code, ext.slot, ext.generation, counter, parsed.seq if parsed else 0)
 
+    def _tell_add_refused(self, command: memoryview, reply: bytes) -> None:
+        """What the reply to a posted command would have said, if it is a CTX_ADD that was refused."""
+        status, _ = abi.REPLY.unpack_from(reply)
+        if status == abi.Status.OK or len(command) < abi.COMMAND.size:
+            return
+        _, opcode, _, slot, generation = abi.COMMAND.unpack_from(command)
+        if opcode == abi.Opcode.CTX_ADD:
+            self.event(abi.EventCode.ADD_REFUSED, slot, generation, status)
+
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def event(self, code: abi.EventCode, slot: int = 0, generation: int = 0, reason: int = 0, value: int = 0) -> None:
         """Tell the driver; see Messages."""
+        if code is abi.EventCode.CONFIG_CHANGED:
+            self._heard = not self._greeted
         self.messages.event(code, slot, generation, reason, value)
 
     def _hello(self, ext: memoryview) -> None:
@@ -272,6 +295,7 @@ class Nic:
             self._forget_contexts()
         self._greeted = hello.version == abi.ABI_VERSION  # what speaks another version takes no extension of ours
         self._interrupted = False
+        self._heard = True
         self.messages.hello_reply(self.control.hello_reply(hello.nonce, self._boot_id))
 
     # -- rx -----------------------------------------------------------------------------------------------------------

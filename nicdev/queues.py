@@ -60,7 +60,8 @@ class QueuePair:
                 head, readable, writable = element
                 try:
                     single = len(readable) == 1 and len(readable[0]) <= MAX_CHAIN
-                    outcome = transmit(index, bytearray(readable[0]) if single else gather(readable))
+                    chain = bytearray(readable[0]) if single else gather(readable)
+                    outcome = transmit(index, chain, not writable)
                     if isinstance(outcome, Packet):
                         stats[_TX_WIRE_PACKETS if send(outcome) else _TX_DROP_PORT] += 1
                     elif outcome:

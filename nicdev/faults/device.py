@@ -33,6 +33,8 @@ NO_QUESTION: Final[dict[str, Any]] = {
 class Faults:
     """No faults."""
 
+    refuses_adds = False  # whether contexts may be refused: then the driver is to wait for each reply
+
     def refusal(self, params: ContextParams) -> Status:
         """With what status to refuse a context; OK: do not."""
         return Status.OK
@@ -57,6 +59,7 @@ class DeviceFaults(Faults):
         self._flows = flows
         self._stats = stats
         self._clock = clock
+        self.refuses_adds = any(selector.rule.action is Action.REFUSE_ADD for selector in rules)
         self._desyncs: dict[tuple[str, int], bool] = {}  # rule, flow: done, or still to be done
 
     def refusal(self, params: ContextParams) -> Status:
