@@ -301,6 +301,8 @@ def run(config: Config) -> None:
         ports = [FaultyPort(loop, port, nic) for port, nic in zip(inner, nics, strict=True)]
         _set_faults(config, ports)
         devices = [Device(loop, nic, port, config.queues) for port, nic in zip(ports, nics, strict=True)]
+        for port, device in zip(ports, devices, strict=True):
+            port.tell = device.tell
         for device, path in zip(devices, config.socket_paths or (None,), strict=True):
             stack.callback(device.port.close)
             device.nic.observer = observer

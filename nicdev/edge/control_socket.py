@@ -3,7 +3,8 @@
 Requests: {"cmd": "stats"} counters by name; {"cmd": "contexts"} and {"cmd": "history"} see watch.ContextsCommand;
 {"cmd": "info"} version and limits; {"cmd": "faults"} see port_faulty.FaultsCommand; {"cmd": "personality"} see
 personality.PersonalityCommand. An answer is {"ok": true, ...} or {"ok": false, "error": "..."}; a client that
-misbehaves loses its connection and nothing else.
+misbehaves loses its connection and nothing else. What has to be heard by the driver first is answered later: that
+client's next request waits, all else goes on.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nicdev.edge.loop import Loop
 from nicdev.edge.unix_socket import SocketFile, listen_at
 
 MAX_LINE: Final = 65536
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
+PATIENCE: Final = 1.0  # seconds that an answer waits at most
+LOOK: Final = 0.001  # seconds between two looks whether it has to
+
+
+class Later(NamedTuple):
+    """An answer that is given when `ready`, or with a `warning` when that takes longer than PATIENCE."""
+
+    ready: Callable[[], bool]
+    warning: str
+
+
+Handler = Callable[[dict[str, Any]], dict[str, Any] | Later]
 
 
 class ControlSocket:
@@ -45,27 +57,59 @@ class ControlSocket:
         self._loop.watch(client.fileno(), partial(self._on_readable, client))
 
     def _on_readable(self, client: socket.socket) -> None:
-        buffer = self._clients[client]
         try:
             data = client.recv(MAX_LINE)
-            buffer += data
-            while (end := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:end])
-                del buffer[: end + 1]
-                client.sendall(json.dumps(self._answer(line)).encode() + b"\n")
         except OSError:
             data = b""
-        if not data or len(buffer) > MAX_LINE:
+        self._clients[client] += data
+        if not data or not self._serve(client):
             self._drop(client)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _serve(self, client: socket.socket) -> bool:
+        """Answer the requests that are here, up to one that takes time; False if the client has to go."""
+        buffer = self._clients[client]
+        while (end := buffer.find(b"\n")) >= 0:
+            line = bytes(buffer[:end])
+            del buffer[: end + 1]
+            answer = self._answer(line)
+            if isinstance(answer, Later):
+                self._loop.unwatch(client.fileno())
+                self._wait(client, answer, self._loop.time() + PATIENCE)
+                return True
+            if not self._send(client, answer):
+                return False
+        return len(buffer) <= MAX_LINE
+
+    def _wait(self, client: socket.socket, later: Later, deadline: float) -> None:
+        """Answer if it is time, or look again soon."""
+        if client not in self._clients:
+            return
+        now, ready = self._loop.time(), later.ready()
+        if not ready and now < deadline:
+            self._loop.call_at(now + LOOK, partial(self._wait, client, later, deadline))
+            return
+        self._loop.watch(client.fileno(), partial(self._on_readable, client))
+        answer = {"ok": True} if ready else {"ok": True, "warning": later.warning}
+        if not (self._send(client, answer) and self._serve(client)):
+            self._drop(client)
+
+    @staticmethod
+    def _send(client: socket.socket, answer: dict[str, Any]) -> bool:
+        try:
+            client.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def _answer(self, line: bytes) -> dict[str, Any] | Later:
         try:
             request = json.loads(line)
             handler = self._handlers[request["cmd"]]
         except (ValueError, TypeError, KeyError, RecursionError):
             known = ", ".join(sorted(self._handlers))
             return {"ok": False, "error": f'expected {{"cmd": NAME}} with NAME one of {known}'}
-        return {"ok": True, **handler(request)}
+        answer = handler(request)
+        return answer if isinstance(answer, Later) else {"ok": True, **answer}
 
     def _drop(self, client: socket.socket) -> None:
         self._loop.unwatch(client.fileno())

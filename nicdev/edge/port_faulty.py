@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicdev.abi import Direction
+from nicdev.abi import Cap, Direction, EventCode
+from nicdev.edge.control_socket import Later
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import Port
 from nicdev.errors import ConfigError
@@ -35,19 +36,36 @@ class FaultyPort(Port):
         self._director: Director | None = None
         self._silent = False  # the device cannot take more
         self._waiting: deque[tuple[bytearray, bytearray]] = deque()  # for the device
+        self.tell: Callable[[EventCode], None] = lambda code: None  # the driver
         inner.receiver = self._from_inner
 
     # -- scenarios ----------------------------------------------------------------------------------------------------
 
     def set(self, scenario: Scenario) -> None:
         """Begin `scenario` in place of the one before, if any."""
-        self.clear()
+        caps = self._nic.control.caps
+        self._end()
         self._director = Director(scenario, self._nic.table, self._nic.stats, self._loop.time)
         self._nic.table.observer = self._director.flows
         self._nic.control.faults = self._director.device
+        self._tell_caps(caps)
 
     def clear(self) -> None:
         """No more faults; what is held leaves now."""
+        caps = self._nic.control.caps
+        self._end()
+        self._tell_caps(caps)
+
+    def _tell_caps(self, before: Cap) -> None:
+        """A scenario that refuses contexts takes from what the device can do: the driver has to hear of it."""
+        if self._nic.control.caps != before:
+            self.tell(EventCode.CONFIG_CHANGED)
+
+    def heard(self) -> bool:
+        """Whether the driver goes by what the device can do now."""
+        return self._nic.heard
+
+    def _end(self) -> None:
         director, self._director = self._director, None
         if director is None:
             return
@@ -128,7 +146,7 @@ class FaultyPort(Port):
 
     def close(self) -> None:
         """Let go what is held, and close the wrapped port."""
-        self.clear()
+        self._end()
         self._inner.close()
 
 
@@ -136,13 +154,14 @@ class FaultsCommand:
     """{"cmd": "faults"} of the control socket.
 
     {"do": "set", "text": TOML, "name": for messages, "nic": 0}, {"do": "clear"}, {"do": "show"}; the last two mean all
-    NICs where none is named. A scenario that is no good changes nothing.
+    NICs where none is named. A scenario that is no good changes nothing. Set is answered when it acts on all that is
+    opened in the guest from then on: a driver that has to hear of it has.
     """
 
     def __init__(self, ports: Sequence[FaultyPort]) -> None:
         self._ports = ports
 
-    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any] | Later:
         """Answer one request."""
         do, nic = request.get("do", "show"), request.get("nic")
         try:
@@ -151,6 +170,8 @@ class FaultsCommand:
             ports = self._ports if nic is None else [self._ports[nic]]
             if do == "set":
                 ports[0].set(self._scenario(request))
+                if not ports[0].heard():
+                    return Later(ports[0].heard, "the driver has not heard of it")
             elif do == "clear":
                 for port in ports:
                     port.clear()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nicdev import abi
 from nicdev.control import Control, Identity
+from nicdev.edge.control_socket import ControlSocket, Handler, Later
 from nicdev.edge.loop import Loop
 from nicdev.edge.port import PairPort, Port
 from nicdev.edge.port_faulty import FaultsCommand, FaultyPort
@@ -21,7 +26,7 @@ from nicdev.nic import Nic, Packet
 from nicdev.stats import Counter, Stats
 from nicdev.tls.table import ContextTable
 from tests.device.test_cli import refused, serving
-from tests.support.nic_chains import PLAIN, segment
+from tests.support.nic_chains import PLAIN, hello, messages, segment
 
 DEADLINE = 10
 BAD = '[[rule]]\naction = "drop"\ndirection = "tx"\nflow = 0\n'
@@ -207,7 +212,13 @@ def test_timers_of_the_loop(loop: Loop) -> None:
 
 def test_control_command(loop: Loop) -> None:
     cables = [Cable(loop), Cable(loop)]
-    command = FaultsCommand([cable.port for cable in cables])
+    asked = FaultsCommand([cable.port for cable in cables])
+
+    def command(request: dict[str, Any]) -> dict[str, Any]:
+        answer = asked(request)
+        assert isinstance(answer, dict)
+        return answer
+
     assert command({"do": "set", "text": "[tx]\ndrop = 1", "name": "f"}) == {}
     assert command({"do": "set", "text": "seed = 5", "nic": 1}) == {}
     cables[0].out(b"a")
@@ -221,6 +232,80 @@ def test_control_command(loop: Loop) -> None:
     assert command({"do": "show"}) == {"nics": [None, None]}
     for request in ({"do": "sit"}, {"do": "set"}, {"do": "set", "text": 3}, {"nic": 2}, {"nic": True}, {"nic": "0"}):
         assert not command(request)["ok"]
+
+
+REFUSE = '[[rule]]\naction = "refuse-add"\ndirection = "rx"\n'
+
+
+def test_a_driver_hears_of_a_scenario_that_refuses_contexts_before_it_is_answered(loop: Loop) -> None:
+    nic = make_nic()
+    port = FaultyPort(loop, Port(), nic)
+    port.tell, command = nic.event, FaultsCommand([port])
+    assert command({"do": "set", "text": REFUSE}) == {}, "nobody is there"
+    port.clear()
+    nic.messages.clear()
+    nic.transmit(0, hello())
+    nic.messages.clear()
+    assert command({"do": "set", "text": "[tx]\ndrop = 1"}) == {}
+    assert nic.messages == []
+    answer = command({"do": "set", "text": REFUSE})
+    assert isinstance(answer, Later)
+    assert not answer.ready()
+    event = abi.Event._make(abi.EVENT.unpack(messages(nic, abi.ExtType.EVENT)[0]))
+    assert event.code == abi.EventCode.CONFIG_CHANGED
+    nic.transmit(0, hello())
+    assert answer.ready()
+    nic.messages.clear()
+    assert command({"do": "set", "text": REFUSE}) == {}, "it has heard"
+    assert nic.messages == []
+    assert command({"do": "clear"}) == {}
+    assert len(messages(nic, abi.ExtType.EVENT)) == 1
+
+
+class Client:
+    """One that asks a control socket on the same loop."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(path))
+        self.sock.setblocking(False)
+        self.heard = b""
+
+    def answers(self) -> list[dict[str, Any]]:
+        with suppress(BlockingIOError):
+            self.heard += self.sock.recv(4096)
+        return [json.loads(line) for line in self.heard.splitlines()]
+
+
+def test_an_answer_that_has_to_wait(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the same client asks next waits behind it, others do not; and there is an end to waiting."""
+    state = {"ready": False}
+    handlers: dict[str, Handler] = {
+        "slow": lambda _: Later(lambda: state["ready"], "nobody came"),
+        "quick": lambda _: {"n": 1},
+    }
+    control = ControlSocket(loop, tmp_path / "control", handlers)
+    first, second, gone = (Client(tmp_path / "control") for _ in range(3))
+    ask = {name: json.dumps({"cmd": name}).encode() + b"\n" for name in handlers}
+    gone.sock.send(ask["slow"])
+    first.sock.send(ask["slow"] + ask["quick"])
+    second.sock.send(ask["quick"])
+    until(loop, lambda: second.answers() == [{"ok": True, "n": 1}])
+    gone.sock.close()
+    assert first.answers() == []
+    state["ready"] = True
+    until(loop, lambda: first.answers() == [{"ok": True}, {"ok": True, "n": 1}])
+    state["ready"] = False
+    monkeypatch.setattr("nicdev.edge.control_socket.PATIENCE", 0.05)
+    first.heard = b""
+    first.sock.send(ask["slow"])
+    until(loop, lambda: first.answers() == [{"ok": True, "warning": "nobody came"}])
+    first.sock.send(ask["slow"])
+    control.close()
+    loop.call_at(loop.time() + 0.01, loop.stop)
+    loop.run()
+    for client in (first, second):
+        client.sock.close()
 
 
 # -- the programs --------------------------------------------------------------------------------------------------
