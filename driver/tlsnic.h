@@ -27,9 +27,9 @@
 /*
  * Free descriptors below which a tx queue stops: one packet of any shape, which
  * is one for headers (and record prefix, if any), one for the linear part, and
- * the fragments.
+ * the fragments; and one for the CTX_ADD before it.
  */
-#define TLSNIC_TX_ROOM		(MAX_SKB_FRAGS + 2)
+#define TLSNIC_TX_ROOM		(MAX_SKB_FRAGS + 3)
 /*
  * Rx buffers are as large as the frames want them: 64 KiB in the smallest need
  * 17, what an skb can hold everywhere; the largest is all of a page fragment.
@@ -92,6 +92,8 @@ struct tlsnic_counters {
 	atomic64_t tx_tls_device_drop;	/* events that tell of one */
 	atomic64_t tls_add_unsupported;
 	atomic64_t tls_add_failed;
+	atomic64_t tls_add_posted;	/* no reply is waited for */
+	atomic64_t tls_add_refused;	/* of those, by an event */
 	atomic64_t tls_recreated;
 	atomic64_t tls_recreate_failed;
 	atomic64_t hello;
@@ -157,7 +159,7 @@ struct tlsnic_rxq {
 } ____cacheline_aligned_in_smp;
 
 /*
- * One chain on tx queue 0 that is not a packet. The ring holds a reference
+ * One chain on a tx queue that is not a packet. The ring holds a reference
  * until the chain comes back, a sleeper another: whoever lets go last frees,
  * so a device that answers late, or never, writes into memory that is ours.
  */
@@ -169,6 +171,7 @@ struct tlsnic_cmd {
 	void (*complete)(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
 	int status;			/* 0 or -errno, valid after done */
 	u32 reply_len;			/* bytes of reply data, likewise */
+	u32 slot;			/* to be free after a CTX_DEL */
 	u32 request_size;
 	u32 reply_size;			/* with struct tlsnic_reply; 0: none */
 	struct tlsnic_reply *reply;
@@ -190,7 +193,10 @@ struct tlsnic_ctx {
 	spinlock_t lock;		/* guards the fields up to @add */
 	u32 generation;
 	bool on_device;			/* the device holds this generation */
+	bool refused;			/* by an event: software for good */
+	struct tlsnic_txq *add_queue;	/* where its CTX_ADD went, if it did */
 	/* tx only */
+	struct tlsnic_cmd *prepared;	/* CTX_ADD, for its first packet */
 	bool in_sync;			/* expected_seq is meaningful */
 	bool resync;			/* the packet there has to say so */
 	u32 expected_seq;
@@ -295,6 +301,7 @@ struct tlsnic_priv {
 	u32 caps;
 	u32 ciphers;
 	u32 max_contexts;
+	bool posts_adds;		/* CTX_ADD needs no reply */
 	u8 tx_personality;
 	u8 rx_personality;
 	char device_version[17];
@@ -303,6 +310,10 @@ struct tlsnic_priv {
 	struct tlsnic_slot *slots;
 	u32 slot_count;
 	struct ida slot_ida;
+	unsigned int cmd_queues;	/* that contexts' commands may use */
+	atomic_t deletes;		/* under way, each holds its slot */
+	atomic_t slots_freed;
+	wait_queue_head_t slot_freed;
 
 	unsigned int dev_stat_count;
 	u8 (*dev_stat_names)[TLSNIC_STAT_NAME_LEN];
@@ -383,8 +394,9 @@ struct tlsnic_cmd *tlsnic_command(enum tlsnic_opcode opcode, const void *body,
 void tlsnic_command_handle(struct tlsnic_cmd *cmd, u32 slot, u32 generation);
 void *tlsnic_cmd_ext(struct tlsnic_cmd *cmd);
 void tlsnic_cmd_put(struct tlsnic_cmd *cmd);
-void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd);
-int tlsnic_cmd_exec(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd);
+void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
+int tlsnic_cmd_post_locked(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
+int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 void tlsnic_cmd_flush(struct tlsnic_txq *q);
 struct tlsnic_cmd *tlsnic_token_cmd(void *token);
 void tlsnic_cmd_returned(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd,
@@ -403,6 +415,7 @@ void tlsnic_stat_values(struct tlsnic_priv *priv);
 /* tlsnic_ctx.c */
 int tlsnic_ctx_table_init(struct tlsnic_priv *priv);
 void tlsnic_ctx_table_free(struct tlsnic_priv *priv);
+void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues);
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx);
 void tlsnic_ctx_remove(struct tlsnic_ctx *ctx);
 void tlsnic_ctx_free(struct tlsnic_ctx *ctx);

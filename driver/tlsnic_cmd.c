@@ -2,10 +2,11 @@
 /*
  * Commands to the device.
  *
- * A command is a chain on tx queue 0, between the packets. Posting never
+ * A command is a chain on a tx queue, between the packets. Posting never
  * sleeps: where the ring is full, the command waits in a list that the tx NAPI
- * empties in order. All commands share one queue, so they take effect in the
- * order they were posted; a delete, for one, may be posted and forgotten.
+ * empties in order. Commands of one queue take effect in the order they were
+ * posted; a delete, for one, may be posted and forgotten. All use queue 0, but
+ * a tx context's, which follow its CTX_ADD (tlsnic_ctx.c).
  */
 #include <linux/sched/clock.h>
 #include <linux/slab.h>
@@ -167,7 +168,21 @@ static int tlsnic_cmd_add(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 				(void *)((unsigned long)cmd |
 					 TLSNIC_TOKEN_CMD), GFP_ATOMIC);
 	if (!err)
-		q->posted++;
+		WRITE_ONCE(q->posted, q->posted + 1);
+	return err;
+}
+
+/*
+ * Put a command into the ring, before what is posted next, or fail: without a
+ * kick, which what is posted next brings. The tx queue is locked. The caller's
+ * reference goes to the ring if that took it.
+ */
+int tlsnic_cmd_post_locked(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+{
+	int err = tlsnic_cmd_add(q, cmd);
+
+	if (!err)
+		atomic_inc(&q->priv->commands);
 	return err;
 }
 
@@ -193,14 +208,14 @@ void tlsnic_cmd_flush(struct tlsnic_txq *q)
 }
 
 /* Post a command; the caller's reference goes to the ring. Never sleeps. */
-void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
+void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 {
-	struct tlsnic_txq *q = &priv->txq[0];
-	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, 0);
+	struct tlsnic_priv *priv = q->priv;
+	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, q->index);
 
 	atomic_inc(&priv->commands);
 	__netif_tx_lock_bh(nq);
-	if (priv->running) {
+	if (READ_ONCE(priv->running)) {
 		list_add_tail(&cmd->list, &q->waiting);
 		tlsnic_cmd_flush(q);
 		if (!list_empty(&q->waiting))
@@ -217,7 +232,7 @@ void tlsnic_cmd_post(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
  * then, or when the processor has something better to do. Not to be preempted,
  * as it is under PREEMPT_RT: the queue has no interrupt meanwhile.
  */
-static void tlsnic_cmd_look(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
+static void tlsnic_cmd_look(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 {
 	u64 end = local_clock() + TLSNIC_CMD_LOOK;
 	bool more;
@@ -229,7 +244,7 @@ static void tlsnic_cmd_look(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
 		cpu_relax();
 		more = !completion_done(&cmd->done) && !need_resched() &&
 		       local_clock() < end;
-		tlsnic_tx_look(&priv->txq[0], more);
+		tlsnic_tx_look(q, more);
 	} while (more);
 	local_bh_enable();
 }
@@ -239,13 +254,13 @@ static void tlsnic_cmd_look(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
  * may look at the reply after a return of 0. -ETIMEDOUT says that the command
  * is still in the ring: it may take effect later.
  */
-int tlsnic_cmd_exec(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd)
+int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 {
 	refcount_inc(&cmd->ref);
-	tlsnic_cmd_post(priv, cmd);
-	tlsnic_cmd_look(priv, cmd);
+	tlsnic_cmd_post(q, cmd);
+	tlsnic_cmd_look(q, cmd);
 	if (!wait_for_completion_timeout(&cmd->done, TLSNIC_CMD_TIMEOUT)) {
-		tlsnic_inc(priv, cmd_timeout);
+		tlsnic_inc(q->priv, cmd_timeout);
 		return -ETIMEDOUT;
 	}
 	return cmd->status;

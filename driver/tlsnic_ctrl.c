@@ -73,6 +73,7 @@ int tlsnic_set_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 		return -EOPNOTSUPP;
 	}
 	priv->pairs = pairs;
+	tlsnic_ctx_use_queues(priv, pairs);
 	return 0;
 }
 
@@ -111,7 +112,7 @@ void tlsnic_unspread(struct tlsnic_priv *priv)
 	}
 }
 
-/* Wait until no packet is left in the tx queues from @first on */
+/* Wait until no packet or command is left in the tx queues from @first on */
 static int tlsnic_drain(struct tlsnic_priv *priv, unsigned int first)
 {
 	unsigned long deadline = jiffies + HZ;
@@ -120,7 +121,8 @@ static int tlsnic_drain(struct tlsnic_priv *priv, unsigned int first)
 
 	for (i = first; i < priv->pairs; i++) {
 		q = &priv->txq[i];
-		while (READ_ONCE(q->posted) != READ_ONCE(q->completed)) {
+		while (READ_ONCE(q->posted) != READ_ONCE(q->completed) ||
+		       !list_empty_careful(&q->waiting)) {
 			if (time_after(jiffies, deadline))
 				return -EBUSY;
 			usleep_range(500, 1000);
@@ -153,11 +155,14 @@ int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 	err = netif_set_real_num_queues(dev, pairs, pairs);
 	if (err)
 		return err;
+	tlsnic_ctx_use_queues(priv, pairs);
 	err = tlsnic_drain(priv, pairs);
 	if (!err)
 		err = tlsnic_set_pairs(priv, pairs);
-	if (err)
+	if (err) {
+		tlsnic_ctx_use_queues(priv, old);
 		netif_set_real_num_queues(dev, old, old);
+	}
 	tlsnic_spread(priv);
 	return err;
 }

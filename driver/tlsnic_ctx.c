@@ -7,8 +7,12 @@
  * device_offload_lock under the mutex, and nobody waits there longer than one
  * command may take.
  *
- * A slot is used again at once, with the next generation: its DEL and the next
- * ADD go through the same queue, so the device sees them in that order.
+ * A device that takes posted adds (TLSNIC_CAP_POSTED_ADD) is not waited for. An
+ * rx context is posted at once, since packets may be on their way; a tx context
+ * is prepared, and goes through the ring of its first packet, directly before
+ * it. Queues are not ordered among one another, so a context's later commands
+ * take the queue of its CTX_ADD, and a slot is used again, with the next
+ * generation, when the device has returned its CTX_DEL.
  */
 #include <linux/slab.h>
 
@@ -29,22 +33,70 @@ int tlsnic_ctx_table_init(struct tlsnic_priv *priv)
 	return 0;
 }
 
+/*
+ * Contexts' commands go through the first @queues from here on; what was posted
+ * to others is their owner's to drain.
+ */
+void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues)
+{
+	mutex_lock(&priv->ctx_mutex);
+	priv->cmd_queues = queues;
+	mutex_unlock(&priv->ctx_mutex);
+}
+
+/*
+ * The queue for what follows the context's CTX_ADD, or NULL if none was sent.
+ * One that was taken out of use is drained, so any will do. Under ctx_mutex,
+ * held until it is posted.
+ */
+static struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx)
+{
+	struct tlsnic_txq *q;
+
+	spin_lock_bh(&ctx->lock);
+	q = ctx->add_queue;
+	spin_unlock_bh(&ctx->lock);
+	if (q && q->index >= ctx->priv->cmd_queues)
+		return &ctx->priv->txq[0];
+	return q;
+}
+
 void tlsnic_ctx_table_free(struct tlsnic_priv *priv)
 {
 	kvfree(priv->slots);
 	ida_destroy(&priv->slot_ida);
 }
 
+/*
+ * From here on the software encrypts; tlsnic_ctx_recreate() ends that. What was
+ * prepared for the device as it was is of no use any more.
+ */
+static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
+{
+	struct tlsnic_cmd *prepared;
+
+	spin_lock_bh(&ctx->lock);
+	ctx->on_device = false;
+	ctx->in_sync = false;
+	ctx->resync = false;
+	prepared = ctx->prepared;
+	ctx->prepared = NULL;
+	spin_unlock_bh(&ctx->lock);
+	tlsnic_cmd_put(prepared);
+	tlsnic_resync_cancel(ctx);
+}
+
 /* Only for a context that is not, or no longer, in the table */
 void tlsnic_ctx_free(struct tlsnic_ctx *ctx)
 {
 	memzero_explicit(&ctx->add, sizeof(ctx->add));
+	tlsnic_cmd_put(ctx->prepared);
 	tlsnic_cmd_put(ctx->del);
 	kfree_rcu(ctx, rcu);
 }
 
-/* Give the device the keys; sleeps */
-static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx)
+/* Give the device the keys through @q, and wait for its reply; sleeps */
+static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
 {
 	struct tlsnic_cmd *cmd;
 	int err;
@@ -54,12 +106,32 @@ static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx)
 	if (!cmd)
 		return -ENOMEM;
 	tlsnic_command_handle(cmd, ctx->slot, ctx->generation);
-	err = tlsnic_cmd_exec(ctx->priv, cmd);
+	spin_lock_bh(&ctx->lock);
+	ctx->add_queue = q;
+	spin_unlock_bh(&ctx->lock);
+	err = tlsnic_cmd_exec(q, cmd);
 	tlsnic_cmd_put(cmd);
 	return err;
 }
 
-static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
+/* Give the device the keys, now or with the first packet. Under ctx_mutex. */
+static void tlsnic_ctx_post_add(struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
+{
+	struct tlsnic_priv *priv = ctx->priv;
+
+	tlsnic_inc(priv, tls_add_posted);
+	tlsnic_command_handle(add, ctx->slot, ctx->generation);
+	if (ctx->dir == TLSNIC_DIR_TX) {
+		ctx->prepared = add;
+		return;
+	}
+	ctx->add_queue = &priv->txq[0];
+	tlsnic_cmd_post(ctx->add_queue, add);
+}
+
+/* Choose a handle, and post @add, if there is one, which this takes then */
+static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
+				struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
 {
 	u32 limit = min(priv->slot_count, priv->max_contexts);
 	struct tlsnic_slot *slot;
@@ -73,27 +145,78 @@ static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 		ctx->slot = id;
 		ctx->generation = ++slot->generation;
 		rcu_assign_pointer(slot->ctx, ctx);
+		if (add)
+			tlsnic_ctx_post_add(ctx, add);
 	}
 	mutex_unlock(&priv->ctx_mutex);
 	return id < 0 ? id : 0;
 }
 
+/* Wait for a slot whose CTX_DEL is under way, if none was free since @freed */
+static bool tlsnic_ctx_await_slot(struct tlsnic_priv *priv, int freed)
+{
+	if (!atomic_read(&priv->deletes))
+		return atomic_read(&priv->slots_freed) != freed;
+	return wait_event_timeout(priv->slot_freed,
+				  atomic_read(&priv->slots_freed) != freed,
+				  TLSNIC_CMD_TIMEOUT);
+}
+
+/* As tlsnic_ctx_take_slot(), but where all are taken until one is free; sleeps */
+static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
+			      struct tlsnic_cmd *add)
+{
+	int err, freed;
+
+	do {
+		freed = atomic_read(&priv->slots_freed);
+		err = tlsnic_ctx_take_slot(priv, ctx, add);
+	} while (err == -ENOSPC && tlsnic_ctx_await_slot(priv, freed));
+	return err;
+}
+
+/* The device has returned a CTX_DEL; with softirqs disabled */
+static void tlsnic_ctx_deleted(struct tlsnic_priv *priv,
+			       const struct tlsnic_cmd *cmd)
+{
+	ida_free(&priv->slot_ida, cmd->slot);
+	atomic_inc(&priv->slots_freed);
+	atomic_dec(&priv->deletes);
+	wake_up(&priv->slot_freed);
+}
+
+/* Post the context's CTX_DEL, which frees its slot. Under ctx_mutex. */
+static void tlsnic_ctx_post_del(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
+{
+	struct tlsnic_cmd *del = ctx->del;
+
+	ctx->del = NULL;
+	tlsnic_command_handle(del, ctx->slot, ctx->generation);
+	del->slot = ctx->slot;
+	del->complete = tlsnic_ctx_deleted;
+	atomic_inc(&ctx->priv->deletes);
+	tlsnic_cmd_post(q, del);
+}
+
 /*
- * Take the context out of the table and of the device. Posts the delete and
- * does not wait for it, so it works with the interface down, under RTNL, for
- * thousands of contexts.
+ * Take the context out of the table and of the device, if that has heard of it.
+ * Posts the delete and does not wait for it, so it works with the interface
+ * down, under RTNL, for thousands of contexts.
  */
 static void tlsnic_ctx_withdraw(struct tlsnic_ctx *ctx)
 {
 	struct tlsnic_priv *priv = ctx->priv;
+	struct tlsnic_txq *q;
 
 	mutex_lock(&priv->ctx_mutex);
 	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
-	tlsnic_command_handle(ctx->del, ctx->slot, ctx->generation);
+	tlsnic_ctx_lost(ctx);
+	q = tlsnic_ctx_queue(ctx);
 	/* before the slot is free, or the next ADD could overtake it */
-	tlsnic_cmd_post(priv, ctx->del);
-	ctx->del = NULL;
-	ida_free(&priv->slot_ida, ctx->slot);
+	if (q)
+		tlsnic_ctx_post_del(ctx, q);
+	else
+		ida_free(&priv->slot_ida, ctx->slot);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
@@ -104,14 +227,16 @@ void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
 }
 
 /*
- * Choose a handle and add the context to the device. The table knows the
- * handle first: the device's verdicts may be here before its reply. On error
- * nothing remains and the caller frees @ctx. Whatever the error, a DEL follows:
- * the device may have the context all the same, now or later, and what it holds
- * would block the slot.
+ * Choose a handle and add the context to the device, or see to it that it is
+ * added. The table knows the handle first: the device's verdicts may be here
+ * before its reply. On error nothing remains and the caller frees @ctx. Whatever
+ * the error, a DEL follows an ADD: the device may have the context all the same,
+ * now or later, and what it holds would block the slot.
  */
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 {
+	bool posts = READ_ONCE(priv->posts_adds);
+	struct tlsnic_cmd *add = NULL;
 	int err;
 
 	ctx->priv = priv;
@@ -121,12 +246,21 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
 	ctx->sent_seq = ctx->expected_seq;
 	ctx->del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
-	if (!ctx->del)
+	if (posts)
+		add = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add,
+				     sizeof(ctx->add), 0, GFP_KERNEL);
+	if (!ctx->del || (posts && !add)) {
+		tlsnic_cmd_put(add);
 		return -ENOMEM;
-	err = tlsnic_ctx_publish(priv, ctx);
-	if (err)
+	}
+	err = tlsnic_ctx_publish(priv, ctx, add);
+	if (err) {
+		tlsnic_cmd_put(add);
 		return err;
-	err = tlsnic_ctx_send_add(ctx);
+	}
+	if (posts)
+		return 0;
+	err = tlsnic_ctx_send_add(ctx, &priv->txq[0]);
 	if (err)
 		tlsnic_ctx_withdraw(ctx);
 	return err;
@@ -150,17 +284,6 @@ struct tlsnic_ctx *tlsnic_ctx_lookup(struct tlsnic_priv *priv, u32 slot,
 	return ctx;
 }
 
-/* From here on the software encrypts; tlsnic_ctx_recreate() ends that */
-static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
-{
-	spin_lock_bh(&ctx->lock);
-	ctx->on_device = false;
-	ctx->in_sync = false;
-	ctx->resync = false;
-	spin_unlock_bh(&ctx->lock);
-	tlsnic_resync_cancel(ctx);
-}
-
 /* The device that knew our contexts is gone, or says so */
 void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 {
@@ -182,7 +305,7 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
  * The device says that it does not know the context, and may be wrong, or an
  * ADD is still in the ring: what it holds would block the slot.
  */
-static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx)
+static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
 {
 	struct tlsnic_cmd *del;
 
@@ -190,7 +313,7 @@ static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx)
 	if (!del)
 		return -ENOMEM;
 	tlsnic_command_handle(del, ctx->slot, ctx->generation);
-	tlsnic_cmd_post(ctx->priv, del);
+	tlsnic_cmd_post(q, del);
 	return 0;
 }
 
@@ -200,16 +323,20 @@ static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx)
  */
 static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 {
-	int err;
+	struct tlsnic_txq *q = tlsnic_ctx_queue(ctx);
+	int err = 0;
 
-	err = tlsnic_ctx_clear_slot(ctx);
+	if (q)
+		err = tlsnic_ctx_clear_slot(ctx, q);
+	else
+		q = &ctx->priv->txq[0];
 	if (err)
 		return err;
 	spin_lock_bh(&ctx->lock);
 	WRITE_ONCE(ctx->generation, ++slot->generation);
 	spin_unlock_bh(&ctx->lock);
 	ctx->add.add_flags |= TLSNIC_ADD_F_NO_SYNC;
-	err = tlsnic_ctx_send_add(ctx);
+	err = tlsnic_ctx_send_add(ctx, q);
 	if (err) {
 		tlsnic_inc(ctx->priv, tls_recreate_failed);
 		return err;
@@ -226,7 +353,8 @@ static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
  * Re-create what the device lost, one by one, so that others get their turn.
  * A device that stops answering ends it: its contexts stay with the software
  * until it shows up with another HELLO. So does a context that is unknown a
- * second time to one and the same device: it would never pass a packet.
+ * second time to one and the same device: it would never pass a packet. One that
+ * was refused stays there for good.
  */
 void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 {
@@ -237,10 +365,20 @@ void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 	for (i = 0; i < priv->slot_count && err != -ETIMEDOUT; i++) {
 		mutex_lock(&priv->ctx_mutex);
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded)
+		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded &&
+		    !READ_ONCE(ctx->refused))
 			err = tlsnic_ctx_readd(&priv->slots[i], ctx);
 		mutex_unlock(&priv->ctx_mutex);
 	}
+}
+
+/* The device did not take what was posted: no device is asked again (NAPI) */
+static void tlsnic_ctx_refused(struct tlsnic_ctx *ctx)
+{
+	if (!READ_ONCE(ctx->refused))
+		tlsnic_inc(ctx->priv, tls_add_refused);
+	WRITE_ONCE(ctx->refused, true);
+	tlsnic_ctx_lost(ctx);
 }
 
 /* The device tells something (NAPI). Its words are believed only so far. */
@@ -260,13 +398,16 @@ void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev)
 
 	rcu_read_lock();
 	ctx = tlsnic_ctx_lookup(priv, slot, generation, TLSNIC_DIR_TX);
-	if (!ctx && ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT)
+	if (!ctx && (ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT ||
+		     ev->code == TLSNIC_EVENT_ADD_REFUSED))
 		ctx = tlsnic_ctx_lookup(priv, slot, generation, TLSNIC_DIR_RX);
 	if (!ctx) {
 		tlsnic_inc(priv, events_stale);
 	} else if (ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT) {
 		tlsnic_ctx_lost(ctx);
 		tlsnic_kick_work(priv, true);
+	} else if (ev->code == TLSNIC_EVENT_ADD_REFUSED) {
+		tlsnic_ctx_refused(ctx);
 	} else if (ev->code == TLSNIC_EVENT_TX_DROPPED) {
 		spin_lock(&ctx->lock);
 		ctx->in_sync = false;

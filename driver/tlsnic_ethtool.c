@@ -32,6 +32,8 @@ static const char * const tlsnic_counter_names[] = {
 	"tx_tls_device_drop",
 	"tls_add_unsupported",
 	"tls_add_failed",
+	"tls_add_posted",
+	"tls_add_refused",
 	"tls_recreated",
 	"tls_recreate_failed",
 	"hello",

@@ -34,6 +34,7 @@ static void tlsnic_hello_apply(struct tlsnic_priv *priv)
 	priv->ciphers = le32_to_cpu(reply->ciphers);
 	priv->max_contexts = min(le32_to_cpu(reply->max_contexts),
 				 TLSNIC_MAX_CONTEXTS);
+	WRITE_ONCE(priv->posts_adds, priv->caps & TLSNIC_CAP_POSTED_ADD);
 	WRITE_ONCE(priv->tx_personality, reply->tx_personality);
 	WRITE_ONCE(priv->rx_personality, reply->rx_personality);
 	memcpy(priv->device_version, reply->device_version,
@@ -70,7 +71,9 @@ int tlsnic_hello(struct tlsnic_priv *priv, u32 flags)
 
 	reinit_completion(&priv->hello_done);
 	WRITE_ONCE(priv->hello_nonce, nonce);
-	tlsnic_cmd_post(priv, cmd);
+	/* until the device allows it anew, whoever adds a context waits */
+	WRITE_ONCE(priv->posts_adds, false);
+	tlsnic_cmd_post(&priv->txq[0], cmd);
 	tlsnic_inc(priv, hello);
 	if (!wait_for_completion_timeout(&priv->hello_done,
 					 TLSNIC_HELLO_TIMEOUT)) {
@@ -167,7 +170,7 @@ int tlsnic_stat_names(struct tlsnic_priv *priv)
 		tlsnic_cmd_put(cmd);
 		return -ENOMEM;
 	}
-	if (!tlsnic_cmd_exec(priv, cmd)) {
+	if (!tlsnic_cmd_exec(&priv->txq[0], cmd)) {
 		count = min_t(unsigned int, count,
 			      cmd->reply_len / TLSNIC_STAT_NAME_LEN);
 		memcpy(priv->dev_stat_names, cmd->reply + 1,
@@ -194,7 +197,7 @@ void tlsnic_stat_values(struct tlsnic_priv *priv)
 			     priv->dev_stat_count * sizeof(u64), GFP_KERNEL);
 	if (!cmd)
 		return;
-	if (!tlsnic_cmd_exec(priv, cmd)) {
+	if (!tlsnic_cmd_exec(&priv->txq[0], cmd)) {
 		values = (__le64 *)(cmd->reply + 1);
 		count = min_t(unsigned int, priv->dev_stat_count,
 			      cmd->reply_len / sizeof(u64));

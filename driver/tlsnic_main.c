@@ -105,7 +105,7 @@ static void tlsnic_rings_stop(struct tlsnic_priv *priv)
 	if (!priv->running)
 		return;
 	__netif_tx_lock_bh(nq);
-	priv->running = false;
+	WRITE_ONCE(priv->running, false);
 	__netif_tx_unlock_bh(nq);
 	tlsnic_napi_disable(priv);
 	/* the NAPI may have woken a queue that freezing had stopped */

@@ -224,6 +224,8 @@ struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev, unsigned int pairs)
 	mutex_init(&priv->ctrl_mutex);
 	mutex_init(&priv->ctx_mutex);
 	ida_init(&priv->slot_ida);
+	init_waitqueue_head(&priv->slot_freed);
+	priv->cmd_queues = 1;
 	init_completion(&priv->hello_done);
 	INIT_DELAYED_WORK(&priv->work, tlsnic_work);
 	priv->txq = kvcalloc(pairs, sizeof(*priv->txq), GFP_KERNEL);

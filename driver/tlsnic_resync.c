@@ -189,6 +189,8 @@ int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 	struct tlsnic_rx_resync body = { .rcd_sn = cpu_to_le64(rcd_sn) };
 	struct tlsnic_cmd *cmd;
 
+	if (READ_ONCE(ctx->refused))
+		return -ENOENT;
 	if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ)
 		seq -= TLS_HEADER_SIZE - 1;
 	else if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_CORE_NEXT_HINT)
@@ -202,6 +204,6 @@ int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 	}
 	tlsnic_command_handle(cmd, ctx->slot, READ_ONCE(ctx->generation));
 	cmd->complete = tlsnic_resync_done;
-	tlsnic_cmd_post(ctx->priv, cmd);
+	tlsnic_cmd_post(&ctx->priv->txq[0], cmd);
 	return 0;
 }

@@ -200,7 +200,7 @@ void tlsnic_tx_look(struct tlsnic_txq *q, bool more)
 	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, q->index);
 
 	__netif_tx_lock(nq, smp_processor_id());
-	if (priv->running) {
+	if (READ_ONCE(priv->running)) {
 		virtqueue_disable_cb(q->vq);
 		tlsnic_tx_clean(q, 0);
 		if (!more && !virtqueue_enable_cb(q->vq))

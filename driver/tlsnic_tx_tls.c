@@ -81,6 +81,25 @@ static void tlsnic_tx_advance(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
 }
 
 /*
+ * Directly before its first packet the device gets the context. What is said of
+ * the place of its last packet holds for this, too. Under lock.
+ */
+static int tlsnic_tx_add_context(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
+{
+	int err;
+
+	err = tlsnic_cmd_post_locked(q, ctx->prepared);
+	if (err)
+		return err;
+	ctx->prepared = NULL;
+	ctx->add_queue = q;
+	ctx->last_queue = q;
+	ctx->last_pos = q->posted;
+	ctx->repeat_pos = q->posted;
+	return 0;
+}
+
+/*
  * Post a packet for the device to encrypt: where it expects one, or, with
  * @rebuild, anywhere. Under lock. On error both are the caller's.
  */
@@ -98,6 +117,11 @@ static int tlsnic_tx_offload(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
 	u32 prefix_len = rebuild ? rebuild->prefix_len : 0;
 	int err;
 
+	if (unlikely(ctx->prepared)) {
+		err = tlsnic_tx_add_context(ctx, q);
+		if (err)
+			return err;
+	}
 	if (rebuild) {
 		tls.resync_seq = cpu_to_le32(rebuild->record_seq);
 		tls.resync_rcd_sn = cpu_to_le64(rebuild->rcd_sn);

@@ -33,6 +33,14 @@ def control(kind: int, data: str) -> Step:
 CLOSE_NOTIFY = control(21, "0100")
 ZEROCOPY: Step = {"do": "option", "name": "TLS_TX_ZEROCOPY_RO", "value": 1}  # files that are sent will not change
 
+# Scenario: a rule for a flow that is none. But where contexts may be refused, the driver waits for the reply to each:
+# they are in the device when the application has set its keys.
+AWAITED = """
+[[rule]]
+action = "refuse-add"
+direction = "tx"
+local = "192.0.2.1:*"
+"""
 # Scenario: the guest hears nothing any more.
 DEAF = """
 [[rule]]

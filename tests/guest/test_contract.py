@@ -14,7 +14,7 @@ from testbed.bed import GUEST4, WIRE4, Bed
 from testbed.peers.peer import Peer
 from testbed.wire.pcapfile import frames
 from testbed.wire.reassembly import Stream, reassemble
-from tests.guest.cases import CLOSE_NOTIFY, egress, install, recv_clear, send_clear, tx_flow
+from tests.guest.cases import AWAITED, CLOSE_NOTIFY, egress, install, recv_clear, send_clear, tx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     BOTH,
@@ -142,7 +142,7 @@ print(json.dumps([install(which, key) for key in (b"1", b"2") for which in (1, 2
 def test_no_offloaded_socket_gets_another_key(bed: Bed, version: int) -> None:
     """TLS 1.2: refused. TLS 1.3, where some kernels take one, stays with the software from the start."""
     before, stat = bed.nic.stats(), bed.tls_stat()
-    with Peer(bed.wire, "raw", {"listen": [WIRE4, 0], "steps": [EOF]}) as peer:
+    with bed.nic.faults(AWAITED), Peer(bed.wire, "raw", {"listen": [WIRE4, 0], "steps": [EOF]}) as peer:
         done = bed.agent.run(["python3", "-c", INSTALL_TWICE, json.dumps([version, [WIRE4, peer.port]])])
         assert peer.result()["ok"]
     answers = json.loads(done.text)
@@ -354,7 +354,8 @@ def moved(bed: Bed, capture_path: Path, shift: int, before: int, counter: str) -
             running.go_on()
             wait_until(lambda: bed.ethtool()[counter] > count, counter)
 
-    seen = exchange(bed, [case], capture_path, meanwhile)
+    with bed.nic.faults(AWAITED):
+        seen = exchange(bed, [case], capture_path, meanwhile)
     seen.arrived()
     seen.wire_is_encrypted()
     assert seen.driver["tx_tls_skip_no_sync_data"] == 0

@@ -22,8 +22,9 @@ from testbed.setup import Assets
 from testbed.wire.namespace import held_wire
 from testbed.wire.pcapfile import frames
 from testbed.wire.wirecapture import WireCapture
+from tests.guest.cases import install
 from tests.guest.conftest import assert_settled, wait_until
-from tests.guest.exchange import CIPHERS, Running, exchange
+from tests.guest.exchange import CIPHERS, WAIT, Running, exchange, send, tx_case
 from tests.guest.rounds import RECORDS_PER_ROUND, ROUND, Rounds, echo_cases, offloaded_again
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -356,6 +357,36 @@ def test_a_nic_that_is_killed_and_started_again(bed: Bed, tmp_path: Path) -> Non
     seen.wire_is_encrypted()
     assert bed.ethtool()["tls_recreated"] - recreated >= 12
     check_new_connections_are_offloaded(bed, tmp_path)
+
+
+@pytest.mark.parametrize("personality", ["rebuild", "next-record"])
+def test_a_nic_that_is_killed_before_a_flow_begins(bed: Bed, tmp_path: Path, personality: str) -> None:
+    """The context was prepared for a device that is no more: it is added to the new one, and waited for."""
+    size = 100_000
+    cases = [
+        tx_case(f"early {cipher}", install("tx"), WAIT, send(size), size=size, cipher=cipher) for cipher in CIPHERS
+    ]
+    recreated = bed.ethtool()["tls_recreated"]
+
+    def meanwhile(run: Running) -> None:
+        run.guest_waits()
+        bed.nic.kill()
+        bed.nic.start()
+        bed.nic.ask("personality", tx=personality)
+        wait_until(lambda: bed.ethtool()["tls_recreated"] == recreated + len(cases), "they are added again")
+        assert len(bed.nic.contexts()) == len(cases)
+        run.go_on()
+
+    try:
+        seen = exchange(bed, cases, tmp_path / "wire.pcap", meanwhile)
+    finally:
+        bed.nic.ask("personality", tx="rebuild")
+    seen.arrived()
+    seen.wire_is_encrypted()
+    count = bed.nic.stats()
+    assert count["cmd_failed"] == count["tx_drop_unknown_context"] == 0
+    if personality == "rebuild":
+        assert count["tx_tls_records"] >= sum(stream.records for stream in seen.streams("tx"))
 
 
 def test_a_driver_that_is_loaded_while_the_nic_is_away(bed: Bed, tmp_path: Path) -> None:

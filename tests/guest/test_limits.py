@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from testbed.bed import Bed, configure_guest, running
+from testbed.bed import TOOLS, WIRE4, Bed, configure_guest, running
 from testbed.errors import GuestDied
+from testbed.peers.flowkeys import FlowKeys
 from testbed.setup import Assets
 from testbed.vm.guest import Guest
 from testbed.wire.pcapfile import frames
 from tests.guest.conftest import assert_settled, wait_until
-from tests.guest.exchange import EOF, SHUTDOWN, WAIT, Case, Running, exchange, exchanging, recv, send, tx_case
+from tests.guest.exchange import CIPHERS, EOF, SHUTDOWN, WAIT, Case, Running, exchange, exchanging, recv, send, tx_case
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -49,6 +52,43 @@ def test_a_third_context_is_left_to_software(small_bed: Bed, tmp_path: Path) -> 
     assert seen.driver["tls_add_failed"] == 1
     assert seen.driver["tx_tls_ctx"] == seen.nic["ctx_tx_added"] == 2
     assert seen.nic["tx_tls_records"] * 3 == seen.report.records * 2
+
+
+FULL = """
+import json, socket, sys
+sys.path.insert(0, sys.argv[1])
+from ktls_raw import crypto_info
+job = json.loads(sys.argv[2])
+info, held = crypto_info(job["cipher"], **job["keys"]["rx"]), []
+sockets = [socket.create_connection(tuple(job["connect"])) for _ in range(job["count"])]
+for s in sockets:
+    s.setsockopt(socket.IPPROTO_TCP, 31, b"tls")
+for s in sockets:
+    if len(held) == job["room"]:
+        held.pop(0).close()
+    s.setsockopt(282, 2, info)
+    held.append(s)
+"""
+LISTEN = (
+    f"import socket, sys; s = socket.create_server(('{WIRE4}', 0), backlog=400)\n"
+    "print(s.getsockname()[1], flush=True); sys.stdin.readline()\n"
+)
+
+
+@pytest.mark.conformance(13)
+def test_a_slot_is_waited_for_while_it_is_on_its_way(small_bed: Bed) -> None:
+    """The table is full, one context was closed a moment ago, and the next socket gets its place."""
+    count, told, before = 60, small_bed.tls_stat(), small_bed.ethtool()
+    with small_bed.wire.popen(["python3", "-c", LISTEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sink:
+        assert sink.stdout is not None
+        keys = FlowKeys.from_seed(CIPHERS[0], "full").as_job("rx")
+        job = {"connect": [WIRE4, int(sink.stdout.readline())], "count": count, "room": 2, **keys}
+        small_bed.agent.run(["python3", "-c", FULL, TOOLS, json.dumps(job)], timeout=60)
+        sink.kill()
+    stat, after = small_bed.tls_stat(), small_bed.ethtool()
+    assert stat["TlsRxDevice"] - told["TlsRxDevice"] == after["rx_tls_ctx"] - before["rx_tls_ctx"] == count
+    assert stat["TlsRxSw"] == told["TlsRxSw"]
+    assert after["tls_add_failed"] == before["tls_add_failed"]
 
 
 def longest_frame(path: Path) -> int:

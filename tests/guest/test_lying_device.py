@@ -17,7 +17,7 @@ import pytest
 
 from testbed.bed import MACS, Bed, configure_guest, running
 from testbed.setup import Assets
-from tests.guest.cases import both_ways
+from tests.guest.cases import AWAITED, both_ways
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import (
     CIPHERS,
@@ -171,6 +171,7 @@ class Family(NamedTuple):
     counted: Sequence[str]  # by the driver, each at least once
     large: bool = False  # frames, of many buffers, rather than of wire size
     personality: str = "ideal"
+    scenario: str = ""
 
 
 QUESTIONS = ("question", "question elsewhere")
@@ -188,7 +189,9 @@ FAMILIES = {
     "event": Family(["event about nobody", "event of a drop", "event of no context", "event of a change"], 0.1,
                     ["events", "events_stale", "tx_tls_device_drop", "hello", "tls_recreated"]),
     "hello unasked": Family(["hello unasked"], 0.5, []),
-    "answer": Family([*UNANSWERED, "reply longer than written"], 1, ["cmd_failed"]),
+    "answer": Family([*UNANSWERED, "reply longer than written"], 1, ["cmd_failed"], scenario=AWAITED),
+    "posted add": Family(["posted add forgotten", "posted add spoiled"], 0.5,
+                         ["tls_add_posted", "tls_add_refused", "tls_recreated"]),
     **{f"question of {name}": Family(QUESTIONS, 0.3, ["rx_tls_resync_req_pkt"], personality=name)
        for name in RX_PERSONALITIES},
 }  # fmt: skip
@@ -213,11 +216,11 @@ def connections(name: str) -> list[Case]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_streams_arrive_whatever_the_device_says(bed: Bed, tmp_path: Path, name: str) -> None:
     """Slower, perhaps by software, and not one byte wrong or in clear."""
-    lies, share, counted, large, personality = FAMILIES[name]
+    lies, share, counted, large, personality, scenario = FAMILIES[name]
     with ExitStack() as stack:
         stack.enter_context(rx_personality(bed, personality))
-        if not large:
-            stack.enter_context(bed.nic.faults(WIRE_SIZE))
+        if scenario or not large:
+            stack.enter_context(bed.nic.faults(("" if large else WIRE_SIZE) + scenario))
         told = stack.enter_context(lying(bed, *lies, share=share))
         seen = exchange(bed, connections(name), tmp_path / "wire.pcap")
     seen.arrived()
@@ -232,7 +235,7 @@ def test_streams_arrive_whatever_the_device_says(bed: Bed, tmp_path: Path, name:
 @pytest.mark.conformance(8)
 def test_contexts_that_are_made_and_denied(bed: Bed, tmp_path: Path) -> None:
     """Every context is made and said to be refused: software does it all, and nothing stays in the device."""
-    with lying(bed, "status of another") as told:
+    with bed.nic.faults(AWAITED), lying(bed, "status of another") as told:
         seen = exchange(bed, connections("denied"), tmp_path / "wire.pcap")
     made = seen.nic["ctx_tx_added"] + seen.nic["ctx_rx_added"]
     assert told["status of another"] >= made == sum(len(case.dirs) for case in seen.cases)
@@ -250,6 +253,39 @@ def test_contexts_that_are_promised_and_not_made(bed: Bed, tmp_path: Path) -> No
     assert seen.nic["ctx_tx_added"] == seen.nic["ctx_rx_added"] == 0
     assert seen.driver["tls_recreated"] == len(contexts)
     assert seen.nic["tx_drop_unknown_context"] >= 2 * len(contexts)
+    assert seen.driver["tx_tls_fallback"] > 0
+    seen.arrived()
+    seen.wire_is_encrypted()
+
+
+@pytest.mark.conformance(8)
+def test_posted_contexts_that_are_refused(bed: Bed, tmp_path: Path) -> None:
+    """The kernel knows of no refusal, the driver does: it leaves these flows to software, and asks no more."""
+    with lying(bed, "posted add spoiled") as told:
+        seen = exchange(bed, connections("spoiled"), tmp_path / "wire.pcap")
+    contexts = sum(len(case.dirs) for case in seen.cases)
+    assert told["posted add spoiled"] == seen.driver["tls_add_posted"] == contexts
+    assert seen.driver["tls_add_refused"] == seen.nic["ctx_refused"] == contexts
+    assert seen.tls_stat["TlsTxDevice"] + seen.tls_stat["TlsRxDevice"] == contexts
+    assert seen.nic["ctx_tx_added"] == seen.nic["ctx_rx_added"] == seen.driver["tls_recreated"] == 0
+    assert seen.nic["tx_tls_packets"] == seen.nic["rx_tls_packets"] == 0
+    assert seen.driver["tx_tls_fallback"] > 0
+    seen.arrived()
+    seen.wire_is_encrypted()
+
+
+@pytest.mark.parametrize("again", ["added", "denied"])
+def test_posted_contexts_that_are_forgotten(bed: Bed, tmp_path: Path, again: str) -> None:
+    """The device drops what it was to encrypt; the driver adds the context again, and waits: to be told yes, or no."""
+    lies = ("posted add forgotten", *(["status of another"] if again == "denied" else []))
+    with lying(bed, *lies) as told:
+        seen = exchange(bed, connections(f"forgotten {again}"), tmp_path / "wire.pcap")
+    sending = len(seen.streams("tx"))
+    assert told["posted add forgotten"] == seen.driver["tls_add_posted"] == sum(len(case.dirs) for case in seen.cases)
+    assert seen.nic["tx_drop_unknown_context"] >= sending
+    assert seen.driver["tls_recreated" if again == "added" else "tls_recreate_failed"] == sending
+    assert seen.nic["ctx_rx_added"] == seen.nic["rx_tls_packets"] == 0
+    assert (seen.nic["tx_tls_packets"] > 0) == (again == "added")
     assert seen.driver["tx_tls_fallback"] > 0
     seen.arrived()
     seen.wire_is_encrypted()

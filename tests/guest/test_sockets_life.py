@@ -13,7 +13,7 @@ from testbed.bed import Bed
 from testbed.peers.flowkeys import DirectionKeys
 from testbed.peers.rawtls import Sealer
 from testbed.peers.stream import sha256_of
-from tests.guest.cases import CLOSE_NOTIFY, DEAF, egress, install, recv_clear, rx_flow, send_clear, tx_flow
+from tests.guest.cases import AWAITED, CLOSE_NOTIFY, DEAF, egress, install, recv_clear, rx_flow, send_clear, tx_flow
 from tests.guest.conftest import wait_until
 from tests.guest.exchange import (
     ASK,
@@ -219,7 +219,8 @@ def test_packets_that_no_record_explains_are_dropped_and_counted(bed: Bed, captu
                 running.go_on()
                 wait_until(partial(counts, bed, counter, least), f"{counter} at {distance}")
 
-    seen = exchange(bed, [case], capture_path, lie)
+    with bed.nic.faults(AWAITED):
+        seen = exchange(bed, [case], capture_path, lie)
     seen.arrived()
     seen.wire_is_encrypted()
     assert seen.driver["tx_tls_drop_bypass_req"] >= 1

@@ -15,6 +15,7 @@ from nicdev.wire import vnet
 from tests.support.deliveries import EXT, Answer, Delivery, Handle
 
 LEN_AT: Final = EXT + 2
+KEY_LEN_AT: Final = 12  # in the body of CTX_ADD
 MORE_THAN_ANY_BUFFER: Final = (1 << 16, 1 << 31, (1 << 32) - 1)
 RX_QUESTIONS: Final = (
     abi.RxTlsFlag.RESYNC_REQ,
@@ -24,6 +25,7 @@ RX_QUESTIONS: Final = (
 )
 Lie = Callable[[Delivery, Random], bool]
 AnswerLie = Callable[[Answer, Random], bool]
+PostedLie = Callable[[bytearray, Random], bool]  # the chain that the device will read
 
 
 # -- how much there is -------------------------------------------------------------------------------------------------
@@ -333,6 +335,21 @@ def _answer_data(opcode: abi.Opcode, byte: int) -> AnswerLie:
     return lie
 
 
+# -- contexts that nobody waits for ------------------------------------------------------------------------------------
+
+
+def _posted_forgotten(chain: bytearray, rng: Random) -> bool:
+    """It becomes a command that changes nothing."""
+    chain[EXT:] = abi.COMMAND.pack(abi.ExtType.COMMAND, abi.Opcode.GET_STATS, abi.COMMAND.size, 0, 0)
+    return True
+
+
+def _posted_spoiled(chain: bytearray, rng: Random) -> bool:
+    """The device finds it malformed, and says so."""
+    chain[EXT + abi.COMMAND.size + KEY_LEN_AT] += rng.choice((1, 2, 7))
+    return True
+
+
 DELIVERY_LIES: Final[dict[str, Lie]] = {
     "length zero": _length_zero,
     "length less than a header": _length_short,
@@ -383,5 +400,9 @@ ANSWER_LIES: Final[dict[str, AnswerLie]] = {
     "reply cut short": _answer_cut,
     "stat names without end": _answer_data(abi.Opcode.GET_STAT_NAMES, 0x25),
     "stats of ones": _answer_data(abi.Opcode.GET_STATS, 0xFF),
+}
+POSTED_LIES: Final[dict[str, PostedLie]] = {
+    "posted add forgotten": _posted_forgotten,
+    "posted add spoiled": _posted_spoiled,
 }
 TX_RING_LIES: Final = ("tx id", "tx id twice")  # told by the ring itself

@@ -14,11 +14,11 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-from nicdev import cli
+from nicdev import abi, cli
 from nicdev.vhost import vring
 from nicdev.virtio.ring import Chain, SplitRing, Taken
 from tests.support.deliveries import Answer, Delivery, Handles
-from tests.support.lies import ANSWER_LIES, DELIVERY_LIES, TX_RING_LIES
+from tests.support.lies import ANSWER_LIES, DELIVERY_LIES, POSTED_LIES, TX_RING_LIES
 
 
 class Liar:
@@ -59,6 +59,13 @@ class Liar:
                 self._told[name] += 1
                 break
         return answer.written
+
+    def posted(self, chain: bytearray) -> None:
+        """An occasion: a context comes that nobody waits for."""
+        for name in self._occasion(POSTED_LIES):
+            if POSTED_LIES[name](chain, self._rng):
+                self._told[name] += 1
+                return
 
     def returned(self, head: int, size: int) -> list[int]:
         """An occasion: a tx chain goes home. As whose, in a ring of `size`?"""
@@ -108,12 +115,17 @@ class LyingRing(SplitRing):
     def pop(self) -> Chain | None:
         """As ever; listens to the driver's commands."""
         chain = super().pop()
-        if chain is not None:
-            head, readable, writable = chain
-            self._answers.pop(head, None)  # of a chain that went home unsent
-            opcode = LIAR.handles.hear(b"".join(bytes(view[:64]) for view in readable[:1]))
-            if opcode and writable:
-                self._answers[head] = Answer(opcode, writable[0], 0)
+        if chain is None:
+            return None
+        head, readable, writable = chain
+        self._answers.pop(head, None)  # of a chain that went home unsent
+        opcode = LIAR.handles.hear(b"".join(bytes(view[:64]) for view in readable[:1]))
+        if opcode and writable:
+            self._answers[head] = Answer(opcode, writable[0], 0)
+        elif opcode == abi.Opcode.CTX_ADD:
+            posted = bytearray(b"".join(readable))
+            LIAR.posted(posted)
+            return head, [memoryview(posted)], writable
         return chain
 
     def _sent(self, head: int, written: int) -> list[int]:
