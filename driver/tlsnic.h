@@ -46,6 +46,8 @@
 
 #define TLSNIC_CMD_TIMEOUT	(2 * HZ)
 #define TLSNIC_CMD_LOOK		(200 * NSEC_PER_USEC)
+/* Within which the device hears of what nobody waits for */
+#define TLSNIC_CMD_LATE		msecs_to_jiffies(4)
 #define TLSNIC_HELLO_TIMEOUT	(1 * HZ)
 #define TLSNIC_HELLO_ATTEMPTS	3
 
@@ -129,6 +131,7 @@ struct tlsnic_txq {
 	struct virtqueue *vq;
 	struct napi_struct napi;
 	struct list_head waiting;	/* commands the ring had no room for */
+	struct delayed_work late;	/* kicks for what was posted without */
 	unsigned long posted;		/* chains ever posted */
 	unsigned long completed;	/* of those, returned */
 	struct tlsnic_queue_stats stats;
@@ -395,9 +398,12 @@ void tlsnic_command_handle(struct tlsnic_cmd *cmd, u32 slot, u32 generation);
 void *tlsnic_cmd_ext(struct tlsnic_cmd *cmd);
 void tlsnic_cmd_put(struct tlsnic_cmd *cmd);
 void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
+void tlsnic_cmd_post_late(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 int tlsnic_cmd_post_locked(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
-void tlsnic_cmd_flush(struct tlsnic_txq *q);
+bool tlsnic_cmd_flush(struct tlsnic_txq *q);
+void tlsnic_cmd_kick(struct tlsnic_txq *q);
+void tlsnic_cmd_late(struct work_struct *work);
 struct tlsnic_cmd *tlsnic_token_cmd(void *token);
 void tlsnic_cmd_returned(struct tlsnic_priv *priv, struct tlsnic_cmd *cmd,
 			 int err, u32 used);

@@ -186,11 +186,11 @@ int tlsnic_cmd_post_locked(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 	return err;
 }
 
-/* Move waiting commands into the ring; the tx queue is locked */
-void tlsnic_cmd_flush(struct tlsnic_txq *q)
+/* Move waiting commands into the ring: did one go? The tx queue is locked */
+bool tlsnic_cmd_flush(struct tlsnic_txq *q)
 {
 	struct tlsnic_cmd *cmd, *next;
-	bool kick = false;
+	bool moved = false;
 	int err;
 
 	list_for_each_entry_safe(cmd, next, &q->waiting, list) {
@@ -201,14 +201,31 @@ void tlsnic_cmd_flush(struct tlsnic_txq *q)
 		if (err)
 			tlsnic_cmd_returned(q->priv, cmd, err, 0);
 		else
-			kick = true;
+			moved = true;
 	}
-	if (kick)
-		virtqueue_kick(q->vq);
+	return moved;
 }
 
-/* Post a command; the caller's reference goes to the ring. Never sleeps. */
-void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+/* Tell the device of what was posted, if it wants to be told; not from xmit */
+void tlsnic_cmd_kick(struct tlsnic_txq *q)
+{
+	struct netdev_queue *nq = netdev_get_tx_queue(q->priv->dev, q->index);
+
+	__netif_tx_lock_bh(nq);
+	if (READ_ONCE(q->priv->running))
+		virtqueue_kick(q->vq);
+	__netif_tx_unlock_bh(nq);
+}
+
+/* Nothing else was posted that brought a kick */
+void tlsnic_cmd_late(struct work_struct *work)
+{
+	tlsnic_cmd_kick(container_of(to_delayed_work(work), struct tlsnic_txq,
+				     late));
+}
+
+static void tlsnic_cmd_submit(struct tlsnic_txq *q, struct tlsnic_cmd *cmd,
+			      bool late)
 {
 	struct tlsnic_priv *priv = q->priv;
 	struct netdev_queue *nq = netdev_get_tx_queue(priv->dev, q->index);
@@ -220,10 +237,30 @@ void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 		tlsnic_cmd_flush(q);
 		if (!list_empty(&q->waiting))
 			tlsnic_inc(priv, cmd_deferred);
+		/* a packet that finds no room relies on the device to make it */
+		if (late && q->vq->num_free >= TLSNIC_TX_ROOM)
+			schedule_delayed_work(&q->late, TLSNIC_CMD_LATE);
+		else
+			virtqueue_kick(q->vq);
 	} else {
 		tlsnic_cmd_returned(priv, cmd, -ENETDOWN, 0);
 	}
 	__netif_tx_unlock_bh(nq);
+}
+
+/* Post a command; the caller's reference goes to the ring. Never sleeps. */
+void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+{
+	tlsnic_cmd_submit(q, cmd, false);
+}
+
+/*
+ * As tlsnic_cmd_post(), for what nobody waits for: a kick is an exit to the
+ * hypervisor, and the next one of this queue, for a packet mostly, will do.
+ */
+void tlsnic_cmd_post_late(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+{
+	tlsnic_cmd_submit(q, cmd, true);
 }
 
 /*

@@ -155,8 +155,12 @@ static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
 /* Wait for a slot whose CTX_DEL is under way, if none was free since @freed */
 static bool tlsnic_ctx_await_slot(struct tlsnic_priv *priv, int freed)
 {
+	unsigned int i;
+
 	if (!atomic_read(&priv->deletes))
 		return atomic_read(&priv->slots_freed) != freed;
+	for (i = 0; i < priv->max_pairs; i++)
+		tlsnic_cmd_kick(&priv->txq[i]);
 	return wait_event_timeout(priv->slot_freed,
 				  atomic_read(&priv->slots_freed) != freed,
 				  TLSNIC_CMD_TIMEOUT);
@@ -195,7 +199,7 @@ static void tlsnic_ctx_post_del(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
 	del->slot = ctx->slot;
 	del->complete = tlsnic_ctx_deleted;
 	atomic_inc(&ctx->priv->deletes);
-	tlsnic_cmd_post(q, del);
+	tlsnic_cmd_post_late(q, del);
 }
 
 /*

@@ -112,6 +112,7 @@ static void tlsnic_rings_stop(struct tlsnic_priv *priv)
 	netif_tx_disable(priv->dev);
 	virtio_reset_device(priv->vdev);
 	for (i = 0; i < priv->max_pairs; i++) {
+		cancel_delayed_work_sync(&priv->txq[i].late);
 		tlsnic_tx_free(&priv->txq[i]);
 		tlsnic_rx_free(&priv->rxq[i]);
 	}

@@ -119,6 +119,7 @@ static void tlsnic_queues_init(struct tlsnic_priv *priv)
 		tx->priv = priv;
 		tx->index = i;
 		INIT_LIST_HEAD(&tx->waiting);
+		INIT_DELAYED_WORK(&tx->late, tlsnic_cmd_late);
 		u64_stats_init(&tx->stats.syncp);
 		snprintf(tx->name, sizeof(tx->name), "tx%u", i);
 		netif_napi_add_tx(priv->dev, &tx->napi, tlsnic_tx_poll);

@@ -160,7 +160,8 @@ static void tlsnic_tx_clean(struct tlsnic_txq *q, int budget)
 	struct netdev_queue *nq = netdev_get_tx_queue(dev, q->index);
 
 	tlsnic_tx_reap(q, budget);
-	tlsnic_cmd_flush(q);
+	if (tlsnic_cmd_flush(q))
+		virtqueue_kick(q->vq);
 	if (q->vq->num_free >= TLSNIC_TX_ROOM && netif_running(dev) &&
 	    netif_tx_queue_stopped(nq))
 		netif_tx_wake_queue(nq);
