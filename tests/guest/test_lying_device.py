@@ -283,7 +283,10 @@ def test_posted_contexts_that_are_forgotten(bed: Bed, tmp_path: Path, again: str
     sending = len(seen.streams("tx"))
     assert told["posted add forgotten"] == seen.driver["tls_add_posted"] == sum(len(case.dirs) for case in seen.cases)
     assert seen.nic["tx_drop_unknown_context"] >= sending
-    assert seen.driver["tls_recreated" if again == "added" else "tls_recreate_failed"] == sending
+    if again == "added":
+        assert seen.driver["tls_recreated"] == sending
+    else:  # tried again with every HELLO
+        assert seen.driver["tls_recreate_failed"] >= sending
     assert seen.nic["ctx_rx_added"] == seen.nic["rx_tls_packets"] == 0
     assert (seen.nic["tx_tls_packets"] > 0) == (again == "added")
     assert seen.driver["tx_tls_fallback"] > 0
