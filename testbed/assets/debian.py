@@ -93,7 +93,8 @@ def package_names(suites: Sequence[str], start: str, log: Path) -> list[str]:
                "Dir::Etc::SourceList": listed, "Dir::Etc::SourceParts": "-", "Acquire::Languages": "none",
                "APT::Sandbox::User": ""}  # fmt: skip
         options = [f"--option={key}={value}" for key, value in own.items()]
-        command(["apt-get", *options, "update"], log)
+        # without it apt is content with no index at all, and the packages seem to be gone
+        command(["apt-get", *options, "update", "--error-on=any"], log)
         return _output(["apt-cache", *options, "pkgnames", start]).split()
 
 

@@ -90,6 +90,15 @@ def test_of_a_version_that_its_suite_has_left_the_newest_release_is_taken() -> N
         image.newest_release(kernel, [name for name in names if "-7.2." not in name])
 
 
+def test_a_mirror_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its packages would seem to be gone."""
+    monkeypatch.setattr(debian, "sources", lambda *_: [f"deb file:{tmp_path}/nowhere trixie main"])
+    monkeypatch.setattr(debian, "host_codename", lambda: "trixie")
+    monkeypatch.setattr(stages, "PROJECT", tmp_path)
+    with pytest.raises(SetupError, match="apt-get failed"):
+        debian.package_names(["trixie"], "linux-image-", tmp_path / "log")
+
+
 def test_mirror_is_the_hosts_own() -> None:
     targets = "http://other/deb bookworm contrib\nhttp://third/x stable main\nhttp://mirror/debian bookworm main\n"
     assert debian.pick_mirror(targets, "bookworm") == "http://mirror/debian"
