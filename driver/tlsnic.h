@@ -418,9 +418,17 @@ void tlsnic_kick_work(struct tlsnic_priv *priv, bool hello);
 int tlsnic_stat_names(struct tlsnic_priv *priv);
 void tlsnic_stat_values(struct tlsnic_priv *priv);
 
+/* tlsnic_slots.c */
+int tlsnic_slots_init(struct tlsnic_priv *priv);
+void tlsnic_slots_destroy(struct tlsnic_priv *priv);
+int tlsnic_slot_take(struct tlsnic_priv *priv);
+void tlsnic_slot_free(struct tlsnic_priv *priv, u32 slot);
+void tlsnic_slot_deleting(struct tlsnic_priv *priv);
+void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
+int tlsnic_slots_freed(struct tlsnic_priv *priv);
+bool tlsnic_slots_await(struct tlsnic_priv *priv, int freed);
+
 /* tlsnic_ctx.c */
-int tlsnic_ctx_table_init(struct tlsnic_priv *priv);
-void tlsnic_ctx_table_free(struct tlsnic_priv *priv);
 void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues);
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx);
 void tlsnic_ctx_remove(struct tlsnic_ctx *ctx);

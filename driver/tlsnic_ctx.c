@@ -11,27 +11,11 @@
  * rx context is posted at once, since packets may be on their way; a tx context
  * is prepared, and goes through the ring of its first packet, directly before
  * it. Queues are not ordered among one another, so a context's later commands
- * take the queue of its CTX_ADD, and a slot is used again, with the next
- * generation, when the device has returned its CTX_DEL.
+ * take the queue of its CTX_ADD.
  */
 #include <linux/slab.h>
 
 #include "tlsnic.h"
-
-int tlsnic_ctx_table_init(struct tlsnic_priv *priv)
-{
-	struct tlsnic_slot *slots;
-
-	priv->slot_count = priv->max_contexts;
-	if (!priv->slot_count)
-		return 0;
-	slots = kvcalloc(priv->slot_count, sizeof(*slots), GFP_KERNEL);
-	if (!slots)
-		return -ENOMEM;
-	/* frames come in already: pairs with tlsnic_ctx_lookup() */
-	smp_store_release(&priv->slots, slots);
-	return 0;
-}
 
 /*
  * Contexts' commands go through the first @queues from here on; what was posted
@@ -59,12 +43,6 @@ static struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx)
 	if (q && q->index >= ctx->priv->cmd_queues)
 		return &ctx->priv->txq[0];
 	return q;
-}
-
-void tlsnic_ctx_table_free(struct tlsnic_priv *priv)
-{
-	kvfree(priv->slots);
-	ida_destroy(&priv->slot_ida);
 }
 
 /*
@@ -133,13 +111,11 @@ static void tlsnic_ctx_post_add(struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
 static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
 				struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
 {
-	u32 limit = min(priv->slot_count, priv->max_contexts);
 	struct tlsnic_slot *slot;
-	int id = -ENOSPC;
+	int id;
 
 	mutex_lock(&priv->ctx_mutex);
-	if (limit)
-		id = ida_alloc_max(&priv->slot_ida, limit - 1, GFP_KERNEL);
+	id = tlsnic_slot_take(priv);
 	if (id >= 0) {
 		slot = &priv->slots[id];
 		ctx->slot = id;
@@ -152,20 +128,6 @@ static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
 	return id < 0 ? id : 0;
 }
 
-/* Wait for a slot whose CTX_DEL is under way, if none was free since @freed */
-static bool tlsnic_ctx_await_slot(struct tlsnic_priv *priv, int freed)
-{
-	unsigned int i;
-
-	if (!atomic_read(&priv->deletes))
-		return atomic_read(&priv->slots_freed) != freed;
-	for (i = 0; i < priv->max_pairs; i++)
-		tlsnic_cmd_kick(&priv->txq[i]);
-	return wait_event_timeout(priv->slot_freed,
-				  atomic_read(&priv->slots_freed) != freed,
-				  TLSNIC_CMD_TIMEOUT);
-}
-
 /* As tlsnic_ctx_take_slot(), but where all are taken until one is free; sleeps */
 static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 			      struct tlsnic_cmd *add)
@@ -173,20 +135,10 @@ static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 	int err, freed;
 
 	do {
-		freed = atomic_read(&priv->slots_freed);
+		freed = tlsnic_slots_freed(priv);
 		err = tlsnic_ctx_take_slot(priv, ctx, add);
-	} while (err == -ENOSPC && tlsnic_ctx_await_slot(priv, freed));
+	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed));
 	return err;
-}
-
-/* The device has returned a CTX_DEL; with softirqs disabled */
-static void tlsnic_ctx_deleted(struct tlsnic_priv *priv,
-			       const struct tlsnic_cmd *cmd)
-{
-	ida_free(&priv->slot_ida, cmd->slot);
-	atomic_inc(&priv->slots_freed);
-	atomic_dec(&priv->deletes);
-	wake_up(&priv->slot_freed);
 }
 
 /* Post the context's CTX_DEL, which frees its slot. Under ctx_mutex. */
@@ -197,8 +149,8 @@ static void tlsnic_ctx_post_del(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
 	ctx->del = NULL;
 	tlsnic_command_handle(del, ctx->slot, ctx->generation);
 	del->slot = ctx->slot;
-	del->complete = tlsnic_ctx_deleted;
-	atomic_inc(&ctx->priv->deletes);
+	del->complete = tlsnic_slot_deleted;
+	tlsnic_slot_deleting(ctx->priv);
 	tlsnic_cmd_post_late(q, del);
 }
 
@@ -220,7 +172,7 @@ static void tlsnic_ctx_withdraw(struct tlsnic_ctx *ctx)
 	if (q)
 		tlsnic_ctx_post_del(ctx, q);
 	else
-		ida_free(&priv->slot_ida, ctx->slot);
+		tlsnic_slot_free(priv, ctx->slot);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
@@ -277,7 +229,7 @@ struct tlsnic_ctx *tlsnic_ctx_lookup(struct tlsnic_priv *priv, u32 slot,
 	struct tlsnic_slot *slots;
 	struct tlsnic_ctx *ctx;
 
-	/* pairs with tlsnic_ctx_table_init() */
+	/* pairs with tlsnic_slots_init() */
 	slots = smp_load_acquire(&priv->slots);
 	if (!slots || slot >= priv->slot_count)
 		return NULL;

@@ -168,7 +168,7 @@ static int tlsnic_discover(struct tlsnic_priv *priv)
 	}
 	if (err < 0)
 		return err;
-	err = tlsnic_ctx_table_init(priv);
+	err = tlsnic_slots_init(priv);
 	if (err)
 		return err;
 	err = tlsnic_stat_names(priv);

@@ -190,7 +190,7 @@ void tlsnic_free(struct tlsnic_priv *priv)
 	struct tlsnic_txq *txq = priv->txq;
 	struct tlsnic_rxq *rxq = priv->rxq;
 
-	tlsnic_ctx_table_free(priv);
+	tlsnic_slots_destroy(priv);
 	kfree(priv->dev_stats);
 	kfree(priv->dev_stat_names);
 	kfree(priv->ctrl);

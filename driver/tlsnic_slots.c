@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The slots of the table of contexts: which are free, and waiting for one.
+ *
+ * A slot is used again, with the next generation, when the device has returned
+ * the CTX_DEL of its former context: sooner, another queue might bring the
+ * CTX_ADD of the next one first.
+ */
+#include <linux/slab.h>
+
+#include "tlsnic.h"
+
+int tlsnic_slots_init(struct tlsnic_priv *priv)
+{
+	struct tlsnic_slot *slots;
+
+	priv->slot_count = priv->max_contexts;
+	if (!priv->slot_count)
+		return 0;
+	slots = kvcalloc(priv->slot_count, sizeof(*slots), GFP_KERNEL);
+	if (!slots)
+		return -ENOMEM;
+	/* frames come in already: pairs with tlsnic_ctx_lookup() */
+	smp_store_release(&priv->slots, slots);
+	return 0;
+}
+
+void tlsnic_slots_destroy(struct tlsnic_priv *priv)
+{
+	kvfree(priv->slots);
+	ida_destroy(&priv->slot_ida);
+}
+
+/* A free slot, or -ENOSPC. Under ctx_mutex. */
+int tlsnic_slot_take(struct tlsnic_priv *priv)
+{
+	u32 limit = min(priv->slot_count, priv->max_contexts);
+
+	if (!limit)
+		return -ENOSPC;
+	return ida_alloc_max(&priv->slot_ida, limit - 1, GFP_KERNEL);
+}
+
+/* Nobody uses the slot any more, the device neither; any context */
+void tlsnic_slot_free(struct tlsnic_priv *priv, u32 slot)
+{
+	ida_free(&priv->slot_ida, slot);
+}
+
+/* A CTX_DEL is about to be posted, with tlsnic_slot_deleted() at its end */
+void tlsnic_slot_deleting(struct tlsnic_priv *priv)
+{
+	atomic_inc(&priv->deletes);
+}
+
+/* The device has returned a CTX_DEL; with softirqs disabled */
+void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd)
+{
+	tlsnic_slot_free(priv, cmd->slot);
+	atomic_inc(&priv->slots_freed);
+	atomic_dec(&priv->deletes);
+	wake_up(&priv->slot_freed);
+}
+
+int tlsnic_slots_freed(struct tlsnic_priv *priv)
+{
+	return atomic_read(&priv->slots_freed);
+}
+
+/* Wait for a slot whose CTX_DEL is under way, if none was free since @freed */
+bool tlsnic_slots_await(struct tlsnic_priv *priv, int freed)
+{
+	unsigned int i;
+
+	if (!atomic_read(&priv->deletes))
+		return atomic_read(&priv->slots_freed) != freed;
+	for (i = 0; i < priv->max_pairs; i++)
+		tlsnic_cmd_kick(&priv->txq[i]);
+	return wait_event_timeout(priv->slot_freed,
+				  atomic_read(&priv->slots_freed) != freed,
+				  TLSNIC_CMD_TIMEOUT);
+}
