@@ -281,7 +281,7 @@ class Nic:
     def event(self, code: abi.EventCode, slot: int = 0, generation: int = 0, reason: int = 0, value: int = 0) -> None:
         """Tell the driver; see Messages."""
         if code is abi.EventCode.CONFIG_CHANGED:
-            self._heard = not self._greeted
+            self._heard = not (self._greeted or self._interrupted)
         self.messages.event(code, slot, generation, reason, value)
 
     def _hello(self, ext: memoryview) -> None:

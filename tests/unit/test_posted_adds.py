@@ -169,3 +169,16 @@ def test_the_driver_has_heard_when_it_says_hello() -> None:
         assert not nic.heard
         how()
         assert nic.heard
+
+
+def test_a_driver_that_was_only_paused_has_not_heard_yet() -> None:
+    nic = make_nic()
+    nic.transmit(0, hello())
+    nic.reset()
+    assert nic.heard  # nobody is there
+    nic.resumed()
+    assert not nic.heard
+    nic.event(abi.EventCode.CONFIG_CHANGED)  # for another reason
+    assert not nic.heard
+    nic.transmit(0, hello())
+    assert nic.heard
