@@ -20,6 +20,7 @@ from tests.support.nic_chains import (
     marked,
     messages,
     record,
+    reply,
     segment,
     sent,
 )
@@ -126,6 +127,20 @@ def test_a_full_table_and_no_key_left_behind() -> None:
     assert KEY in chain
     assert refused(nic, chain) == [(abi.EventCode.ADD_REFUSED, 7, 3, abi.Status.TABLE_FULL)]
     assert KEY not in chain
+
+
+def test_no_key_is_left_behind_by_a_command_of_a_wrong_length() -> None:
+    nic = make_nic()
+    add(nic, TX)
+    for chain in (
+        command(CTX_ADD, 1, 5, ctx_add(TX)[:-1]),
+        command(CTX_ADD, 1, 5, ctx_add(TX) + bytes(1)),
+        command(CTX_ADD, 1, 5, ctx_add(TX), lie=4),
+        command(99, 1, 5, ctx_add(TX)),
+    ):
+        assert KEY in chain
+        assert reply(nic.transmit(0, chain))
+        assert KEY not in chain
 
 
 @pytest.mark.conformance(85)
