@@ -261,6 +261,8 @@ enum tlsnic_tx_state {
 struct tlsnic_slot {
 	struct tlsnic_ctx __rcu *ctx;
 	u32 generation;			/* the last one used */
+	bool used;			/* or its CTX_DEL is under way */
+	bool blocked;			/* by what the device holds */
 };
 
 struct tlsnic_ctrl {
@@ -312,7 +314,8 @@ struct tlsnic_priv {
 	struct mutex ctx_mutex;		/* slot table's writers, re-creation */
 	struct tlsnic_slot *slots;
 	u32 slot_count;
-	struct ida slot_ida;
+	struct ida slot_ida;		/* those used or blocked */
+	spinlock_t slot_lock;		/* whether they are */
 	unsigned int cmd_queues;	/* that contexts' commands may use */
 	atomic_t deletes;		/* under way, each holds its slot */
 	atomic_t slots_freed;
@@ -423,6 +426,8 @@ int tlsnic_slots_init(struct tlsnic_priv *priv);
 void tlsnic_slots_destroy(struct tlsnic_priv *priv);
 int tlsnic_slot_take(struct tlsnic_priv *priv);
 void tlsnic_slot_free(struct tlsnic_priv *priv, u32 slot);
+void tlsnic_slot_block(struct tlsnic_priv *priv, u32 slot);
+void tlsnic_slots_unblock(struct tlsnic_priv *priv);
 void tlsnic_slot_deleting(struct tlsnic_priv *priv);
 void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
 int tlsnic_slots_freed(struct tlsnic_priv *priv);

@@ -89,6 +89,8 @@ static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
 	spin_unlock_bh(&ctx->lock);
 	err = tlsnic_cmd_exec(q, cmd);
 	tlsnic_cmd_put(cmd);
+	if (err == -EEXIST)
+		tlsnic_slot_block(ctx->priv, ctx->slot);
 	return err;
 }
 
@@ -254,6 +256,7 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 		ctx->readded = false;
 		tlsnic_ctx_lost(ctx);
 	}
+	tlsnic_slots_unblock(priv);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
@@ -329,8 +332,10 @@ void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 }
 
 /* The device did not take what was posted: no device is asked again (NAPI) */
-static void tlsnic_ctx_refused(struct tlsnic_ctx *ctx)
+static void tlsnic_ctx_refused(struct tlsnic_ctx *ctx, u32 status)
 {
+	if (status == TLSNIC_STATUS_EXISTS)
+		tlsnic_slot_block(ctx->priv, ctx->slot);
 	if (!READ_ONCE(ctx->refused))
 		tlsnic_inc(ctx->priv, tls_add_refused);
 	WRITE_ONCE(ctx->refused, true);
@@ -363,7 +368,7 @@ void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev)
 		tlsnic_ctx_lost(ctx);
 		tlsnic_kick_work(priv, true);
 	} else if (ev->code == TLSNIC_EVENT_ADD_REFUSED) {
-		tlsnic_ctx_refused(ctx);
+		tlsnic_ctx_refused(ctx, le32_to_cpu(ev->reason));
 	} else if (ev->code == TLSNIC_EVENT_TX_DROPPED) {
 		spin_lock(&ctx->lock);
 		ctx->in_sync = false;

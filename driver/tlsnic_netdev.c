@@ -225,6 +225,7 @@ struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev, unsigned int pairs)
 	mutex_init(&priv->ctrl_mutex);
 	mutex_init(&priv->ctx_mutex);
 	ida_init(&priv->slot_ida);
+	spin_lock_init(&priv->slot_lock);
 	init_waitqueue_head(&priv->slot_freed);
 	priv->cmd_queues = 1;
 	init_completion(&priv->hello_done);

@@ -5,6 +5,11 @@
  * A slot is used again, with the next generation, when the device has returned
  * the CTX_DEL of its former context: sooner, another queue might bring the
  * CTX_ADD of the next one first.
+ *
+ * Where the device holds a context that it was not told to hold any more, or
+ * that it could not be told to let go, it refuses every other one in that slot,
+ * and all that were to come. The slot is blocked until the device has lost its
+ * contexts, and the others go on.
  */
 #include <linux/slab.h>
 
@@ -35,16 +40,52 @@ void tlsnic_slots_destroy(struct tlsnic_priv *priv)
 int tlsnic_slot_take(struct tlsnic_priv *priv)
 {
 	u32 limit = min(priv->slot_count, priv->max_contexts);
+	int id;
 
 	if (!limit)
 		return -ENOSPC;
-	return ida_alloc_max(&priv->slot_ida, limit - 1, GFP_KERNEL);
+	id = ida_alloc_max(&priv->slot_ida, limit - 1, GFP_KERNEL);
+	if (id >= 0) {
+		spin_lock_bh(&priv->slot_lock);
+		priv->slots[id].used = true;
+		spin_unlock_bh(&priv->slot_lock);
+	}
+	return id;
 }
 
 /* Nobody uses the slot any more, the device neither; any context */
 void tlsnic_slot_free(struct tlsnic_priv *priv, u32 slot)
 {
-	ida_free(&priv->slot_ida, slot);
+	spin_lock_bh(&priv->slot_lock);
+	priv->slots[slot].used = false;
+	if (!priv->slots[slot].blocked)
+		ida_free(&priv->slot_ida, slot);
+	spin_unlock_bh(&priv->slot_lock);
+}
+
+/* The device holds something in a slot that was taken; any context */
+void tlsnic_slot_block(struct tlsnic_priv *priv, u32 slot)
+{
+	spin_lock_bh(&priv->slot_lock);
+	if (priv->slots[slot].used)
+		priv->slots[slot].blocked = true;
+	spin_unlock_bh(&priv->slot_lock);
+}
+
+/* The device holds nothing any more. Under ctx_mutex. */
+void tlsnic_slots_unblock(struct tlsnic_priv *priv)
+{
+	struct tlsnic_slot *slot;
+	u32 i;
+
+	for (i = 0; i < priv->slot_count; i++) {
+		slot = &priv->slots[i];
+		spin_lock_bh(&priv->slot_lock);
+		if (slot->blocked && !slot->used)
+			ida_free(&priv->slot_ida, i);
+		slot->blocked = false;
+		spin_unlock_bh(&priv->slot_lock);
+	}
 }
 
 /* A CTX_DEL is about to be posted, with tlsnic_slot_deleted() at its end */
@@ -53,9 +94,15 @@ void tlsnic_slot_deleting(struct tlsnic_priv *priv)
 	atomic_inc(&priv->deletes);
 }
 
-/* The device has returned a CTX_DEL; with softirqs disabled */
+/*
+ * A CTX_DEL has come back; with softirqs disabled. One that did not reach the
+ * device (no memory to map it, a broken ring) leaves the context there, unless
+ * the device was reset.
+ */
 void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd)
 {
+	if (cmd->status && cmd->status != -ENETDOWN)
+		tlsnic_slot_block(priv, cmd->slot);
 	tlsnic_slot_free(priv, cmd->slot);
 	atomic_inc(&priv->slots_freed);
 	atomic_dec(&priv->deletes);
