@@ -315,10 +315,11 @@ struct tlsnic_priv {
 	struct tlsnic_slot *slots;
 	u32 slot_count;
 	struct ida slot_ida;		/* those used or blocked */
-	spinlock_t slot_lock;		/* whether they are */
+	spinlock_t slot_lock;		/* whether they are, and what follows */
 	unsigned int cmd_queues;	/* that contexts' commands may use */
-	atomic_t deletes;		/* under way, each holds its slot */
-	atomic_t slots_freed;
+	unsigned int deletes;		/* under way, each holds its slot */
+	unsigned int slots_freed;	/* ever */
+	unsigned int slots_overdue;	/* that, and 1, after a wait in vain */
 	wait_queue_head_t slot_freed;
 
 	unsigned int dev_stat_count;
@@ -430,8 +431,9 @@ void tlsnic_slot_block(struct tlsnic_priv *priv, u32 slot);
 void tlsnic_slots_unblock(struct tlsnic_priv *priv);
 void tlsnic_slot_deleting(struct tlsnic_priv *priv);
 void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
-int tlsnic_slots_freed(struct tlsnic_priv *priv);
-bool tlsnic_slots_await(struct tlsnic_priv *priv, int freed);
+unsigned int tlsnic_slots_freed(struct tlsnic_priv *priv);
+bool tlsnic_slots_await(struct tlsnic_priv *priv, unsigned int freed,
+			unsigned long deadline);
 
 /* tlsnic_ctx.c */
 void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues);

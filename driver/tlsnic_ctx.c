@@ -134,12 +134,14 @@ static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
 static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 			      struct tlsnic_cmd *add)
 {
-	int err, freed;
+	unsigned long deadline = jiffies + TLSNIC_CMD_TIMEOUT;
+	unsigned int freed;
+	int err;
 
 	do {
 		freed = tlsnic_slots_freed(priv);
 		err = tlsnic_ctx_take_slot(priv, ctx, add);
-	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed));
+	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed, deadline));
 	return err;
 }
 

@@ -58,9 +58,12 @@ void tlsnic_slot_free(struct tlsnic_priv *priv, u32 slot)
 {
 	spin_lock_bh(&priv->slot_lock);
 	priv->slots[slot].used = false;
-	if (!priv->slots[slot].blocked)
+	if (!priv->slots[slot].blocked) {
 		ida_free(&priv->slot_ida, slot);
+		priv->slots_freed++;
+	}
 	spin_unlock_bh(&priv->slot_lock);
+	wake_up(&priv->slot_freed);
 }
 
 /* The device holds something in a slot that was taken; any context */
@@ -81,17 +84,22 @@ void tlsnic_slots_unblock(struct tlsnic_priv *priv)
 	for (i = 0; i < priv->slot_count; i++) {
 		slot = &priv->slots[i];
 		spin_lock_bh(&priv->slot_lock);
-		if (slot->blocked && !slot->used)
+		if (slot->blocked && !slot->used) {
 			ida_free(&priv->slot_ida, i);
+			priv->slots_freed++;
+		}
 		slot->blocked = false;
 		spin_unlock_bh(&priv->slot_lock);
 	}
+	wake_up(&priv->slot_freed);
 }
 
 /* A CTX_DEL is about to be posted, with tlsnic_slot_deleted() at its end */
 void tlsnic_slot_deleting(struct tlsnic_priv *priv)
 {
-	atomic_inc(&priv->deletes);
+	spin_lock_bh(&priv->slot_lock);
+	priv->deletes++;
+	spin_unlock_bh(&priv->slot_lock);
 }
 
 /*
@@ -104,26 +112,53 @@ void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd)
 	if (cmd->status && cmd->status != -ENETDOWN)
 		tlsnic_slot_block(priv, cmd->slot);
 	tlsnic_slot_free(priv, cmd->slot);
-	atomic_inc(&priv->slots_freed);
-	atomic_dec(&priv->deletes);
+	spin_lock_bh(&priv->slot_lock);
+	priv->deletes--;
+	spin_unlock_bh(&priv->slot_lock);
 	wake_up(&priv->slot_freed);
 }
 
-int tlsnic_slots_freed(struct tlsnic_priv *priv)
+/* How often one was freed: what was free before is for who asks afterwards */
+unsigned int tlsnic_slots_freed(struct tlsnic_priv *priv)
 {
-	return atomic_read(&priv->slots_freed);
+	unsigned int freed;
+
+	spin_lock_bh(&priv->slot_lock);
+	freed = priv->slots_freed;
+	spin_unlock_bh(&priv->slot_lock);
+	return freed;
 }
 
-/* Wait for a slot whose CTX_DEL is under way, if none was free since @freed */
-bool tlsnic_slots_await(struct tlsnic_priv *priv, int freed)
+/* Is there something new to find, or nothing to wait for? */
+static bool tlsnic_slots_changed(struct tlsnic_priv *priv, unsigned int freed)
 {
+	bool changed;
+
+	spin_lock_bh(&priv->slot_lock);
+	changed = priv->slots_freed != freed || !priv->deletes;
+	spin_unlock_bh(&priv->slot_lock);
+	return changed;
+}
+
+/*
+ * None was free after @freed were freed: wait until @deadline for one whose
+ * CTX_DEL is under way. Is it worth another look? A device that let somebody
+ * wait in vain is not waited for again until it frees one. Sleeps.
+ */
+bool tlsnic_slots_await(struct tlsnic_priv *priv, unsigned int freed,
+			unsigned long deadline)
+{
+	long left = deadline - jiffies;
 	unsigned int i;
 
-	if (!atomic_read(&priv->deletes))
-		return atomic_read(&priv->slots_freed) != freed;
-	for (i = 0; i < priv->max_pairs; i++)
+	if (left <= 0 || READ_ONCE(priv->slots_overdue) == freed + 1)
+		return false;
+	for (i = 0; i < priv->max_pairs && !tlsnic_slots_changed(priv, freed); i++)
 		tlsnic_cmd_kick(&priv->txq[i]);
-	return wait_event_timeout(priv->slot_freed,
-				  atomic_read(&priv->slots_freed) != freed,
-				  TLSNIC_CMD_TIMEOUT);
+	if (!wait_event_timeout(priv->slot_freed,
+				tlsnic_slots_changed(priv, freed), left)) {
+		WRITE_ONCE(priv->slots_overdue, freed + 1);
+		return false;
+	}
+	return tlsnic_slots_freed(priv) != freed;
 }
