@@ -404,6 +404,7 @@ void tlsnic_cmd_put(struct tlsnic_cmd *cmd);
 void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 void tlsnic_cmd_post_late(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 int tlsnic_cmd_post_locked(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
+int tlsnic_cmd_await(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 bool tlsnic_cmd_flush(struct tlsnic_txq *q);
 void tlsnic_cmd_kick(struct tlsnic_txq *q);

@@ -73,76 +73,63 @@ void tlsnic_ctx_free(struct tlsnic_ctx *ctx)
 	kfree_rcu(ctx, rcu);
 }
 
-/* Give the device the keys through @q, and wait for its reply; sleeps */
-static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
+/* Without @posts it gets a reply, which somebody has to wait for */
+static struct tlsnic_cmd *tlsnic_ctx_add_command(const struct tlsnic_ctx *ctx,
+						 bool posts)
 {
-	struct tlsnic_cmd *cmd;
-	int err;
+	return tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add),
+			      posts ? 0 : sizeof(struct tlsnic_reply),
+			      GFP_KERNEL);
+}
 
-	cmd = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add),
-			     sizeof(struct tlsnic_reply), GFP_KERNEL);
-	if (!cmd)
-		return -ENOMEM;
-	tlsnic_command_handle(cmd, ctx->slot, ctx->generation);
-	spin_lock_bh(&ctx->lock);
-	ctx->add_queue = q;
-	spin_unlock_bh(&ctx->lock);
-	err = tlsnic_cmd_exec(q, cmd);
-	tlsnic_cmd_put(cmd);
+/* What does the device say to a CTX_ADD that was posted to @q? Sleeps. */
+static int tlsnic_ctx_await_add(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
+				struct tlsnic_cmd *add)
+{
+	int err = tlsnic_cmd_await(q, add);
+
 	if (err == -EEXIST)
 		tlsnic_slot_block(ctx->priv, ctx->slot);
 	return err;
 }
 
-/* Give the device the keys, now or with the first packet. Under ctx_mutex. */
-static void tlsnic_ctx_post_add(struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
-{
-	struct tlsnic_priv *priv = ctx->priv;
-
-	tlsnic_inc(priv, tls_add_posted);
-	tlsnic_command_handle(add, ctx->slot, ctx->generation);
-	if (ctx->dir == TLSNIC_DIR_TX) {
-		ctx->prepared = add;
-		return;
-	}
-	ctx->add_queue = &priv->txq[0];
-	tlsnic_cmd_post(ctx->add_queue, add);
-}
-
-/* Choose a handle, and post @add, if there is one, which this takes then */
+/*
+ * Choose a handle and give the device the keys with @add, now or with the first
+ * packet. Events and re-creation know the context from here on, so where it
+ * stands is settled before, and a CTX_ADD is in its ring before the mutex is
+ * free: what they post comes behind it. -EAGAIN: the device takes no posted add
+ * any more.
+ */
 static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
-				struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
+				struct tlsnic_ctx *ctx, struct tlsnic_cmd *add,
+				bool posts)
 {
+	bool later = posts && ctx->dir == TLSNIC_DIR_TX;
 	struct tlsnic_slot *slot;
-	int id;
+	int id = -EAGAIN;
 
 	mutex_lock(&priv->ctx_mutex);
-	id = tlsnic_slot_take(priv);
-	if (id >= 0) {
-		slot = &priv->slots[id];
-		ctx->slot = id;
-		ctx->generation = ++slot->generation;
-		rcu_assign_pointer(slot->ctx, ctx);
-		if (add)
-			tlsnic_ctx_post_add(ctx, add);
-	}
+	if (!posts || READ_ONCE(priv->posts_adds))
+		id = tlsnic_slot_take(priv);
+	if (id < 0)
+		goto unlock;
+	slot = &priv->slots[id];
+	ctx->slot = id;
+	ctx->generation = ++slot->generation;
+	tlsnic_command_handle(add, ctx->slot, ctx->generation);
+	refcount_inc(&add->ref);
+	if (later)
+		ctx->prepared = add;
+	else
+		ctx->add_queue = &priv->txq[0];
+	rcu_assign_pointer(slot->ctx, ctx);
+	if (!later)
+		tlsnic_cmd_post(&priv->txq[0], add);
+	if (posts)
+		tlsnic_inc(priv, tls_add_posted);
+unlock:
 	mutex_unlock(&priv->ctx_mutex);
-	return id < 0 ? id : 0;
-}
-
-/* As tlsnic_ctx_take_slot(), but where all are taken until one is free; sleeps */
-static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
-			      struct tlsnic_cmd *add)
-{
-	unsigned long deadline = jiffies + TLSNIC_CMD_TIMEOUT;
-	unsigned int freed;
-	int err;
-
-	do {
-		freed = tlsnic_slots_freed(priv);
-		err = tlsnic_ctx_take_slot(priv, ctx, add);
-	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed, deadline));
-	return err;
+	return min(id, 0);
 }
 
 /* Post the context's CTX_DEL, which frees its slot. Under ctx_mutex. */
@@ -187,6 +174,32 @@ void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
 }
 
 /*
+ * As tlsnic_ctx_take_slot(), but where all are taken until one is free, and with
+ * the reply if there is one; sleeps.
+ */
+static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
+			      bool posts, unsigned long deadline)
+{
+	struct tlsnic_cmd *add = tlsnic_ctx_add_command(ctx, posts);
+	unsigned int freed;
+	int err;
+
+	if (!add)
+		return -ENOMEM;
+	do {
+		freed = tlsnic_slots_freed(priv);
+		err = tlsnic_ctx_take_slot(priv, ctx, add, posts);
+	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed, deadline));
+	if (!err && !posts) {
+		err = tlsnic_ctx_await_add(ctx, &priv->txq[0], add);
+		if (err)
+			tlsnic_ctx_withdraw(ctx);
+	}
+	tlsnic_cmd_put(add);
+	return err;
+}
+
+/*
  * Choose a handle and add the context to the device, or see to it that it is
  * added. The table knows the handle first: the device's verdicts may be here
  * before its reply. On error nothing remains and the caller frees @ctx. Whatever
@@ -195,8 +208,7 @@ void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
  */
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 {
-	bool posts = READ_ONCE(priv->posts_adds);
-	struct tlsnic_cmd *add = NULL;
+	unsigned long deadline = jiffies + TLSNIC_CMD_TIMEOUT;
 	int err;
 
 	ctx->priv = priv;
@@ -206,23 +218,13 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
 	ctx->sent_seq = ctx->expected_seq;
 	ctx->del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
-	if (posts)
-		add = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add,
-				     sizeof(ctx->add), 0, GFP_KERNEL);
-	if (!ctx->del || (posts && !add)) {
-		tlsnic_cmd_put(add);
+	if (!ctx->del)
 		return -ENOMEM;
-	}
-	err = tlsnic_ctx_publish(priv, ctx, add);
-	if (err) {
-		tlsnic_cmd_put(add);
-		return err;
-	}
-	if (posts)
-		return 0;
-	err = tlsnic_ctx_send_add(ctx, &priv->txq[0]);
-	if (err)
-		tlsnic_ctx_withdraw(ctx);
+	err = tlsnic_ctx_publish(priv, ctx, READ_ONCE(priv->posts_adds),
+				 deadline);
+	/* the wait for a slot may have been long */
+	if (err == -EAGAIN)
+		err = tlsnic_ctx_publish(priv, ctx, false, deadline);
 	return err;
 }
 
@@ -262,52 +264,60 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 	mutex_unlock(&priv->ctx_mutex);
 }
 
-/*
- * The device says that it does not know the context, and may be wrong, or an
- * ADD is still in the ring: what it holds would block the slot.
- */
-static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
+/* What the device says of the former generation is of no interest any more */
+static void tlsnic_ctx_renew(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx,
+			     struct tlsnic_txq *q)
 {
-	struct tlsnic_cmd *del;
-
-	del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
-	if (!del)
-		return -ENOMEM;
-	tlsnic_command_handle(del, ctx->slot, ctx->generation);
-	tlsnic_cmd_post(q, del);
-	return 0;
+	spin_lock_bh(&ctx->lock);
+	WRITE_ONCE(ctx->generation, ++slot->generation);
+	ctx->add_queue = q;
+	spin_unlock_bh(&ctx->lock);
 }
 
 /*
  * Add a lost context again, without a position: a tx context gets one from
- * the stack at the next record, an rx context by asking, or by a hint.
+ * the stack at the next record, an rx context by asking, or by a hint. The
+ * device says that it does not know it, and may be wrong, or an ADD is still in
+ * the ring: what it holds would block the slot, so that is deleted first.
  */
 static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 {
 	struct tlsnic_txq *q = tlsnic_ctx_queue(ctx);
-	int err = 0;
+	struct tlsnic_cmd *add, *del = NULL;
+	int err = -ENOMEM;
 
-	if (q)
-		err = tlsnic_ctx_clear_slot(ctx, q);
-	else
-		q = &ctx->priv->txq[0];
-	if (err)
-		return err;
-	spin_lock_bh(&ctx->lock);
-	WRITE_ONCE(ctx->generation, ++slot->generation);
-	spin_unlock_bh(&ctx->lock);
 	ctx->add.add_flags |= TLSNIC_ADD_F_NO_SYNC;
-	err = tlsnic_ctx_send_add(ctx, q);
-	if (err) {
-		tlsnic_inc(ctx->priv, tls_recreate_failed);
-		return err;
+	add = tlsnic_ctx_add_command(ctx, false);
+	if (q)
+		del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
+	if (!add || (q && !del)) {
+		tlsnic_cmd_put(del);
+		goto failed;
 	}
+	if (del)
+		tlsnic_command_handle(del, ctx->slot, ctx->generation);
+	q = q ?: &ctx->priv->txq[0];
+	tlsnic_ctx_renew(slot, ctx, q);
+	if (del)
+		tlsnic_cmd_post(q, del);
+	tlsnic_command_handle(add, ctx->slot, ctx->generation);
+	refcount_inc(&add->ref);
+	tlsnic_cmd_post(q, add);
+	err = tlsnic_ctx_await_add(ctx, q, add);
+	if (err)
+		goto failed;
 	tlsnic_inc(ctx->priv, tls_recreated);
 	ctx->readded = true;
 	spin_lock_bh(&ctx->lock);
 	ctx->on_device = true;
 	spin_unlock_bh(&ctx->lock);
+	tlsnic_cmd_put(add);
 	return 0;
+
+failed:
+	tlsnic_inc(ctx->priv, tls_recreate_failed);
+	tlsnic_cmd_put(add);
+	return err;
 }
 
 /*
