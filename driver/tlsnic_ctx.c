@@ -46,14 +46,24 @@ static struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx)
 }
 
 /*
- * From here on the software encrypts; tlsnic_ctx_recreate() ends that. What was
- * prepared for the device as it was is of no use any more.
+ * From here on the software encrypts; tlsnic_ctx_recreate() ends that, but for
+ * what was @refused. What was prepared for the device as it was is of no use any
+ * more. It is about @generation: there may be another by now.
  */
-static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
+static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx, u32 generation,
+			    bool refused)
 {
 	struct tlsnic_cmd *prepared;
 
 	spin_lock_bh(&ctx->lock);
+	if (ctx->generation != generation) {
+		spin_unlock_bh(&ctx->lock);
+		return;
+	}
+	if (refused && !ctx->refused) {
+		tlsnic_inc(ctx->priv, tls_add_refused);
+		WRITE_ONCE(ctx->refused, true);
+	}
 	ctx->on_device = false;
 	ctx->in_sync = false;
 	ctx->resync = false;
@@ -157,7 +167,7 @@ static void tlsnic_ctx_withdraw(struct tlsnic_ctx *ctx)
 
 	mutex_lock(&priv->ctx_mutex);
 	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
-	tlsnic_ctx_lost(ctx);
+	tlsnic_ctx_lost(ctx, ctx->generation, false);
 	q = tlsnic_ctx_queue(ctx);
 	/* before the slot is free, or the next ADD could overtake it */
 	if (q)
@@ -258,20 +268,29 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 		if (!ctx)
 			continue;
 		ctx->readded = false;
-		tlsnic_ctx_lost(ctx);
+		tlsnic_ctx_lost(ctx, ctx->generation, false);
 	}
 	tlsnic_slots_unblock(priv);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
-/* What the device says of the former generation is of no interest any more */
-static void tlsnic_ctx_renew(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx,
+/*
+ * What the device says of the former generation is of no interest any more. But
+ * was that refused meanwhile?
+ */
+static bool tlsnic_ctx_renew(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx,
 			     struct tlsnic_txq *q)
 {
+	bool wanted;
+
 	spin_lock_bh(&ctx->lock);
-	WRITE_ONCE(ctx->generation, ++slot->generation);
-	ctx->add_queue = q;
+	wanted = !ctx->refused;
+	if (wanted) {
+		WRITE_ONCE(ctx->generation, ++slot->generation);
+		ctx->add_queue = q;
+	}
 	spin_unlock_bh(&ctx->lock);
+	return wanted;
 }
 
 /*
@@ -290,32 +309,32 @@ static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 	add = tlsnic_ctx_add_command(ctx, false);
 	if (q)
 		del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
-	if (!add || (q && !del)) {
-		tlsnic_cmd_put(del);
-		goto failed;
-	}
+	if (!add || (q && !del))
+		goto put;
 	if (del)
 		tlsnic_command_handle(del, ctx->slot, ctx->generation);
 	q = q ?: &ctx->priv->txq[0];
-	tlsnic_ctx_renew(slot, ctx, q);
+	err = 0;
+	if (!tlsnic_ctx_renew(slot, ctx, q))
+		goto put;
 	if (del)
 		tlsnic_cmd_post(q, del);
+	del = NULL;
 	tlsnic_command_handle(add, ctx->slot, ctx->generation);
 	refcount_inc(&add->ref);
 	tlsnic_cmd_post(q, add);
 	err = tlsnic_ctx_await_add(ctx, q, add);
+	if (!err) {
+		tlsnic_inc(ctx->priv, tls_recreated);
+		ctx->readded = true;
+		spin_lock_bh(&ctx->lock);
+		ctx->on_device = true;
+		spin_unlock_bh(&ctx->lock);
+	}
+put:
 	if (err)
-		goto failed;
-	tlsnic_inc(ctx->priv, tls_recreated);
-	ctx->readded = true;
-	spin_lock_bh(&ctx->lock);
-	ctx->on_device = true;
-	spin_unlock_bh(&ctx->lock);
-	tlsnic_cmd_put(add);
-	return 0;
-
-failed:
-	tlsnic_inc(ctx->priv, tls_recreate_failed);
+		tlsnic_inc(ctx->priv, tls_recreate_failed);
+	tlsnic_cmd_put(del);
 	tlsnic_cmd_put(add);
 	return err;
 }
@@ -336,22 +355,10 @@ void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 	for (i = 0; i < priv->slot_count && err != -ETIMEDOUT; i++) {
 		mutex_lock(&priv->ctx_mutex);
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded &&
-		    !READ_ONCE(ctx->refused))
+		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded)
 			err = tlsnic_ctx_readd(&priv->slots[i], ctx);
 		mutex_unlock(&priv->ctx_mutex);
 	}
-}
-
-/* The device did not take what was posted: no device is asked again (NAPI) */
-static void tlsnic_ctx_refused(struct tlsnic_ctx *ctx, u32 status)
-{
-	if (status == TLSNIC_STATUS_EXISTS)
-		tlsnic_slot_block(ctx->priv, ctx->slot);
-	if (!READ_ONCE(ctx->refused))
-		tlsnic_inc(ctx->priv, tls_add_refused);
-	WRITE_ONCE(ctx->refused, true);
-	tlsnic_ctx_lost(ctx);
 }
 
 /* The device tells something (NAPI). Its words are believed only so far. */
@@ -377,14 +384,19 @@ void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev)
 	if (!ctx) {
 		tlsnic_inc(priv, events_stale);
 	} else if (ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT) {
-		tlsnic_ctx_lost(ctx);
+		tlsnic_ctx_lost(ctx, generation, false);
 		tlsnic_kick_work(priv, true);
 	} else if (ev->code == TLSNIC_EVENT_ADD_REFUSED) {
-		tlsnic_ctx_refused(ctx, le32_to_cpu(ev->reason));
+		/* what was posted: no device is asked again */
+		if (le32_to_cpu(ev->reason) == TLSNIC_STATUS_EXISTS)
+			tlsnic_slot_block(priv, slot);
+		tlsnic_ctx_lost(ctx, generation, true);
 	} else if (ev->code == TLSNIC_EVENT_TX_DROPPED) {
 		spin_lock(&ctx->lock);
-		ctx->in_sync = false;
-		ctx->resync = false;
+		if (ctx->generation == generation) {
+			ctx->in_sync = false;
+			ctx->resync = false;
+		}
 		spin_unlock(&ctx->lock);
 	}
 	rcu_read_unlock();
