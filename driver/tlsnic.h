@@ -285,7 +285,7 @@ struct tlsnic_priv {
 	unsigned int pairs;
 	unsigned int tx_ring_size;
 	unsigned int rx_ring_size;
-	bool running;			/* the rings work; tx queue 0's lock */
+	bool running;			/* the rings work; any tx queue's lock */
 	atomic_t commands;		/* posted or waiting */
 
 	struct virtqueue *cvq;
