@@ -5,7 +5,7 @@
  * ctx_mutex serialises the table's writers and re-creation; readers (rx
  * verdicts, events) use RCU. Nobody waits for RTNL, a socket or the kernel's
  * device_offload_lock under the mutex, and nobody waits there longer than one
- * command may take.
+ * command may take, or queues that go to be empty.
  *
  * A device that takes posted adds (TLSNIC_CAP_POSTED_ADD) is not waited for. An
  * rx context is posted at once, since packets may be on their way; a tx context
