@@ -287,9 +287,9 @@ def test_posted_contexts_that_are_forgotten(bed: Bed, tmp_path: Path, again: str
         assert seen.driver["tls_recreated"] == sending
     else:  # tried again with every HELLO
         assert seen.driver["tls_recreate_failed"] >= sending
+        assert seen.driver["tx_tls_fallback"] > 0  # which those that are added at once may do without
     assert seen.nic["ctx_rx_added"] == seen.nic["rx_tls_packets"] == 0
     assert (seen.nic["tx_tls_packets"] > 0) == (again == "added")
-    assert seen.driver["tx_tls_fallback"] > 0
     seen.arrived()
     seen.wire_is_encrypted()
 
