@@ -261,6 +261,8 @@ enum tlsnic_tx_state {
 struct tlsnic_slot {
 	struct tlsnic_ctx __rcu *ctx;
 	u32 generation;			/* the last one used */
+	bool used;			/* or its CTX_DEL is under way */
+	bool blocked;			/* by what the device holds */
 };
 
 struct tlsnic_ctrl {
@@ -283,7 +285,7 @@ struct tlsnic_priv {
 	unsigned int pairs;
 	unsigned int tx_ring_size;
 	unsigned int rx_ring_size;
-	bool running;			/* the rings work; tx queue 0's lock */
+	bool running;			/* the rings work; any tx queue's lock */
 	atomic_t commands;		/* posted or waiting */
 
 	struct virtqueue *cvq;
@@ -312,10 +314,12 @@ struct tlsnic_priv {
 	struct mutex ctx_mutex;		/* slot table's writers, re-creation */
 	struct tlsnic_slot *slots;
 	u32 slot_count;
-	struct ida slot_ida;
+	struct ida slot_ida;		/* those used or blocked */
+	spinlock_t slot_lock;		/* whether they are, and what follows */
 	unsigned int cmd_queues;	/* that contexts' commands may use */
-	atomic_t deletes;		/* under way, each holds its slot */
-	atomic_t slots_freed;
+	unsigned int deletes;		/* under way, each holds its slot */
+	unsigned int slots_freed;	/* ever */
+	unsigned int slots_overdue;	/* that, and 1, after a wait in vain */
 	wait_queue_head_t slot_freed;
 
 	unsigned int dev_stat_count;
@@ -400,6 +404,7 @@ void tlsnic_cmd_put(struct tlsnic_cmd *cmd);
 void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 void tlsnic_cmd_post_late(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 int tlsnic_cmd_post_locked(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
+int tlsnic_cmd_await(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd);
 bool tlsnic_cmd_flush(struct tlsnic_txq *q);
 void tlsnic_cmd_kick(struct tlsnic_txq *q);
@@ -418,9 +423,20 @@ void tlsnic_kick_work(struct tlsnic_priv *priv, bool hello);
 int tlsnic_stat_names(struct tlsnic_priv *priv);
 void tlsnic_stat_values(struct tlsnic_priv *priv);
 
+/* tlsnic_slots.c */
+int tlsnic_slots_init(struct tlsnic_priv *priv);
+void tlsnic_slots_destroy(struct tlsnic_priv *priv);
+int tlsnic_slot_take(struct tlsnic_priv *priv);
+void tlsnic_slot_free(struct tlsnic_priv *priv, u32 slot);
+void tlsnic_slot_block(struct tlsnic_priv *priv, u32 slot);
+void tlsnic_slots_unblock(struct tlsnic_priv *priv);
+void tlsnic_slot_deleting(struct tlsnic_priv *priv);
+void tlsnic_slot_deleted(struct tlsnic_priv *priv, const struct tlsnic_cmd *cmd);
+unsigned int tlsnic_slots_freed(struct tlsnic_priv *priv);
+bool tlsnic_slots_await(struct tlsnic_priv *priv, unsigned int freed,
+			unsigned long deadline);
+
 /* tlsnic_ctx.c */
-int tlsnic_ctx_table_init(struct tlsnic_priv *priv);
-void tlsnic_ctx_table_free(struct tlsnic_priv *priv);
 void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues);
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx);
 void tlsnic_ctx_remove(struct tlsnic_ctx *ctx);

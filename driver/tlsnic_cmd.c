@@ -287,18 +287,24 @@ static void tlsnic_cmd_look(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 }
 
 /*
- * Post a command and wait for its reply. The caller keeps its reference, and
- * may look at the reply after a return of 0. -ETIMEDOUT says that the command
- * is still in the ring: it may take effect later.
+ * Wait for the reply to a command that was posted with another reference than
+ * the caller's, who may look at the reply after a return of 0. -ETIMEDOUT says
+ * that the command is still in the ring: it may take effect later.
  */
-int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+int tlsnic_cmd_await(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 {
-	refcount_inc(&cmd->ref);
-	tlsnic_cmd_post(q, cmd);
 	tlsnic_cmd_look(q, cmd);
 	if (!wait_for_completion_timeout(&cmd->done, TLSNIC_CMD_TIMEOUT)) {
 		tlsnic_inc(q->priv, cmd_timeout);
 		return -ETIMEDOUT;
 	}
 	return cmd->status;
+}
+
+/* Post a command and wait for its reply. The caller keeps its reference. */
+int tlsnic_cmd_exec(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
+{
+	refcount_inc(&cmd->ref);
+	tlsnic_cmd_post(q, cmd);
+	return tlsnic_cmd_await(q, cmd);
 }

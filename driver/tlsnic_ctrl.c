@@ -132,6 +132,23 @@ static int tlsnic_drain(struct tlsnic_priv *priv, unsigned int first)
 }
 
 /*
+ * Contexts' commands go to the first @pairs queues, when the others are empty:
+ * a CTX_ADD that is still in one of them must not be overtaken by its CTX_DEL.
+ * Nobody else posts to these any more.
+ */
+static int tlsnic_leave_queues(struct tlsnic_priv *priv, unsigned int pairs)
+{
+	int err;
+
+	mutex_lock(&priv->ctx_mutex);
+	err = tlsnic_drain(priv, pairs);
+	if (!err)
+		priv->cmd_queues = pairs;
+	mutex_unlock(&priv->ctx_mutex);
+	return err;
+}
+
+/*
  * Change the number of queue pairs of a registered device; under RTNL. Queues
  * that go are emptied first: what is in a ring the device no longer serves
  * would keep its socket's context alive.
@@ -155,8 +172,7 @@ int tlsnic_change_pairs(struct tlsnic_priv *priv, unsigned int pairs)
 	err = netif_set_real_num_queues(dev, pairs, pairs);
 	if (err)
 		return err;
-	tlsnic_ctx_use_queues(priv, pairs);
-	err = tlsnic_drain(priv, pairs);
+	err = tlsnic_leave_queues(priv, pairs);
 	if (!err)
 		err = tlsnic_set_pairs(priv, pairs);
 	if (err) {

@@ -5,33 +5,17 @@
  * ctx_mutex serialises the table's writers and re-creation; readers (rx
  * verdicts, events) use RCU. Nobody waits for RTNL, a socket or the kernel's
  * device_offload_lock under the mutex, and nobody waits there longer than one
- * command may take.
+ * command may take, or queues that go to be empty.
  *
  * A device that takes posted adds (TLSNIC_CAP_POSTED_ADD) is not waited for. An
  * rx context is posted at once, since packets may be on their way; a tx context
  * is prepared, and goes through the ring of its first packet, directly before
  * it. Queues are not ordered among one another, so a context's later commands
- * take the queue of its CTX_ADD, and a slot is used again, with the next
- * generation, when the device has returned its CTX_DEL.
+ * take the queue of its CTX_ADD.
  */
 #include <linux/slab.h>
 
 #include "tlsnic.h"
-
-int tlsnic_ctx_table_init(struct tlsnic_priv *priv)
-{
-	struct tlsnic_slot *slots;
-
-	priv->slot_count = priv->max_contexts;
-	if (!priv->slot_count)
-		return 0;
-	slots = kvcalloc(priv->slot_count, sizeof(*slots), GFP_KERNEL);
-	if (!slots)
-		return -ENOMEM;
-	/* frames come in already: pairs with tlsnic_ctx_lookup() */
-	smp_store_release(&priv->slots, slots);
-	return 0;
-}
 
 /*
  * Contexts' commands go through the first @queues from here on; what was posted
@@ -61,21 +45,25 @@ static struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx)
 	return q;
 }
 
-void tlsnic_ctx_table_free(struct tlsnic_priv *priv)
-{
-	kvfree(priv->slots);
-	ida_destroy(&priv->slot_ida);
-}
-
 /*
- * From here on the software encrypts; tlsnic_ctx_recreate() ends that. What was
- * prepared for the device as it was is of no use any more.
+ * From here on the software encrypts; tlsnic_ctx_recreate() ends that, but for
+ * what was @refused. What was prepared for the device as it was is of no use any
+ * more. It is about @generation: there may be another by now.
  */
-static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx)
+static void tlsnic_ctx_lost(struct tlsnic_ctx *ctx, u32 generation,
+			    bool refused)
 {
 	struct tlsnic_cmd *prepared;
 
 	spin_lock_bh(&ctx->lock);
+	if (ctx->generation != generation) {
+		spin_unlock_bh(&ctx->lock);
+		return;
+	}
+	if (refused && !ctx->refused) {
+		tlsnic_inc(ctx->priv, tls_add_refused);
+		WRITE_ONCE(ctx->refused, true);
+	}
 	ctx->on_device = false;
 	ctx->in_sync = false;
 	ctx->resync = false;
@@ -95,98 +83,63 @@ void tlsnic_ctx_free(struct tlsnic_ctx *ctx)
 	kfree_rcu(ctx, rcu);
 }
 
-/* Give the device the keys through @q, and wait for its reply; sleeps */
-static int tlsnic_ctx_send_add(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
+/* Without @posts it gets a reply, which somebody has to wait for */
+static struct tlsnic_cmd *tlsnic_ctx_add_command(const struct tlsnic_ctx *ctx,
+						 bool posts)
 {
-	struct tlsnic_cmd *cmd;
-	int err;
+	return tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add),
+			      posts ? 0 : sizeof(struct tlsnic_reply),
+			      GFP_KERNEL);
+}
 
-	cmd = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add, sizeof(ctx->add),
-			     sizeof(struct tlsnic_reply), GFP_KERNEL);
-	if (!cmd)
-		return -ENOMEM;
-	tlsnic_command_handle(cmd, ctx->slot, ctx->generation);
-	spin_lock_bh(&ctx->lock);
-	ctx->add_queue = q;
-	spin_unlock_bh(&ctx->lock);
-	err = tlsnic_cmd_exec(q, cmd);
-	tlsnic_cmd_put(cmd);
+/* What does the device say to a CTX_ADD that was posted to @q? Sleeps. */
+static int tlsnic_ctx_await_add(struct tlsnic_ctx *ctx, struct tlsnic_txq *q,
+				struct tlsnic_cmd *add)
+{
+	int err = tlsnic_cmd_await(q, add);
+
+	if (err == -EEXIST)
+		tlsnic_slot_block(ctx->priv, ctx->slot);
 	return err;
 }
 
-/* Give the device the keys, now or with the first packet. Under ctx_mutex. */
-static void tlsnic_ctx_post_add(struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
-{
-	struct tlsnic_priv *priv = ctx->priv;
-
-	tlsnic_inc(priv, tls_add_posted);
-	tlsnic_command_handle(add, ctx->slot, ctx->generation);
-	if (ctx->dir == TLSNIC_DIR_TX) {
-		ctx->prepared = add;
-		return;
-	}
-	ctx->add_queue = &priv->txq[0];
-	tlsnic_cmd_post(ctx->add_queue, add);
-}
-
-/* Choose a handle, and post @add, if there is one, which this takes then */
+/*
+ * Choose a handle and give the device the keys with @add, now or with the first
+ * packet. Events and re-creation know the context from here on, so where it
+ * stands is settled before, and a CTX_ADD is in its ring before the mutex is
+ * free: what they post comes behind it. -EAGAIN: the device takes no posted add
+ * any more.
+ */
 static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
-				struct tlsnic_ctx *ctx, struct tlsnic_cmd *add)
+				struct tlsnic_ctx *ctx, struct tlsnic_cmd *add,
+				bool posts)
 {
-	u32 limit = min(priv->slot_count, priv->max_contexts);
+	bool later = posts && ctx->dir == TLSNIC_DIR_TX;
 	struct tlsnic_slot *slot;
-	int id = -ENOSPC;
+	int id = -EAGAIN;
 
 	mutex_lock(&priv->ctx_mutex);
-	if (limit)
-		id = ida_alloc_max(&priv->slot_ida, limit - 1, GFP_KERNEL);
-	if (id >= 0) {
-		slot = &priv->slots[id];
-		ctx->slot = id;
-		ctx->generation = ++slot->generation;
-		rcu_assign_pointer(slot->ctx, ctx);
-		if (add)
-			tlsnic_ctx_post_add(ctx, add);
-	}
+	if (!posts || READ_ONCE(priv->posts_adds))
+		id = tlsnic_slot_take(priv);
+	if (id < 0)
+		goto unlock;
+	slot = &priv->slots[id];
+	ctx->slot = id;
+	ctx->generation = ++slot->generation;
+	tlsnic_command_handle(add, ctx->slot, ctx->generation);
+	refcount_inc(&add->ref);
+	if (later)
+		ctx->prepared = add;
+	else
+		ctx->add_queue = &priv->txq[0];
+	rcu_assign_pointer(slot->ctx, ctx);
+	if (!later)
+		tlsnic_cmd_post(&priv->txq[0], add);
+	if (posts)
+		tlsnic_inc(priv, tls_add_posted);
+unlock:
 	mutex_unlock(&priv->ctx_mutex);
-	return id < 0 ? id : 0;
-}
-
-/* Wait for a slot whose CTX_DEL is under way, if none was free since @freed */
-static bool tlsnic_ctx_await_slot(struct tlsnic_priv *priv, int freed)
-{
-	unsigned int i;
-
-	if (!atomic_read(&priv->deletes))
-		return atomic_read(&priv->slots_freed) != freed;
-	for (i = 0; i < priv->max_pairs; i++)
-		tlsnic_cmd_kick(&priv->txq[i]);
-	return wait_event_timeout(priv->slot_freed,
-				  atomic_read(&priv->slots_freed) != freed,
-				  TLSNIC_CMD_TIMEOUT);
-}
-
-/* As tlsnic_ctx_take_slot(), but where all are taken until one is free; sleeps */
-static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
-			      struct tlsnic_cmd *add)
-{
-	int err, freed;
-
-	do {
-		freed = atomic_read(&priv->slots_freed);
-		err = tlsnic_ctx_take_slot(priv, ctx, add);
-	} while (err == -ENOSPC && tlsnic_ctx_await_slot(priv, freed));
-	return err;
-}
-
-/* The device has returned a CTX_DEL; with softirqs disabled */
-static void tlsnic_ctx_deleted(struct tlsnic_priv *priv,
-			       const struct tlsnic_cmd *cmd)
-{
-	ida_free(&priv->slot_ida, cmd->slot);
-	atomic_inc(&priv->slots_freed);
-	atomic_dec(&priv->deletes);
-	wake_up(&priv->slot_freed);
+	return min(id, 0);
 }
 
 /* Post the context's CTX_DEL, which frees its slot. Under ctx_mutex. */
@@ -197,8 +150,8 @@ static void tlsnic_ctx_post_del(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
 	ctx->del = NULL;
 	tlsnic_command_handle(del, ctx->slot, ctx->generation);
 	del->slot = ctx->slot;
-	del->complete = tlsnic_ctx_deleted;
-	atomic_inc(&ctx->priv->deletes);
+	del->complete = tlsnic_slot_deleted;
+	tlsnic_slot_deleting(ctx->priv);
 	tlsnic_cmd_post_late(q, del);
 }
 
@@ -214,13 +167,13 @@ static void tlsnic_ctx_withdraw(struct tlsnic_ctx *ctx)
 
 	mutex_lock(&priv->ctx_mutex);
 	RCU_INIT_POINTER(priv->slots[ctx->slot].ctx, NULL);
-	tlsnic_ctx_lost(ctx);
+	tlsnic_ctx_lost(ctx, ctx->generation, false);
 	q = tlsnic_ctx_queue(ctx);
 	/* before the slot is free, or the next ADD could overtake it */
 	if (q)
 		tlsnic_ctx_post_del(ctx, q);
 	else
-		ida_free(&priv->slot_ida, ctx->slot);
+		tlsnic_slot_free(priv, ctx->slot);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
@@ -228,6 +181,32 @@ void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
 {
 	tlsnic_ctx_withdraw(ctx);
 	tlsnic_ctx_free(ctx);
+}
+
+/*
+ * As tlsnic_ctx_take_slot(), but where all are taken until one is free, and with
+ * the reply if there is one; sleeps.
+ */
+static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
+			      bool posts, unsigned long deadline)
+{
+	struct tlsnic_cmd *add = tlsnic_ctx_add_command(ctx, posts);
+	unsigned int freed;
+	int err;
+
+	if (!add)
+		return -ENOMEM;
+	do {
+		freed = tlsnic_slots_freed(priv);
+		err = tlsnic_ctx_take_slot(priv, ctx, add, posts);
+	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed, deadline));
+	if (!err && !posts) {
+		err = tlsnic_ctx_await_add(ctx, &priv->txq[0], add);
+		if (err)
+			tlsnic_ctx_withdraw(ctx);
+	}
+	tlsnic_cmd_put(add);
+	return err;
 }
 
 /*
@@ -239,8 +218,7 @@ void tlsnic_ctx_remove(struct tlsnic_ctx *ctx)
  */
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 {
-	bool posts = READ_ONCE(priv->posts_adds);
-	struct tlsnic_cmd *add = NULL;
+	unsigned long deadline = jiffies + TLSNIC_CMD_TIMEOUT;
 	int err;
 
 	ctx->priv = priv;
@@ -250,23 +228,13 @@ int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx)
 	ctx->expected_seq = le32_to_cpu(ctx->add.start_seq);
 	ctx->sent_seq = ctx->expected_seq;
 	ctx->del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
-	if (posts)
-		add = tlsnic_command(TLSNIC_OP_CTX_ADD, &ctx->add,
-				     sizeof(ctx->add), 0, GFP_KERNEL);
-	if (!ctx->del || (posts && !add)) {
-		tlsnic_cmd_put(add);
+	if (!ctx->del)
 		return -ENOMEM;
-	}
-	err = tlsnic_ctx_publish(priv, ctx, add);
-	if (err) {
-		tlsnic_cmd_put(add);
-		return err;
-	}
-	if (posts)
-		return 0;
-	err = tlsnic_ctx_send_add(ctx, &priv->txq[0]);
-	if (err)
-		tlsnic_ctx_withdraw(ctx);
+	err = tlsnic_ctx_publish(priv, ctx, READ_ONCE(priv->posts_adds),
+				 deadline);
+	/* the wait for a slot may have been long */
+	if (err == -EAGAIN)
+		err = tlsnic_ctx_publish(priv, ctx, false, deadline);
 	return err;
 }
 
@@ -277,7 +245,7 @@ struct tlsnic_ctx *tlsnic_ctx_lookup(struct tlsnic_priv *priv, u32 slot,
 	struct tlsnic_slot *slots;
 	struct tlsnic_ctx *ctx;
 
-	/* pairs with tlsnic_ctx_table_init() */
+	/* pairs with tlsnic_slots_init() */
 	slots = smp_load_acquire(&priv->slots);
 	if (!slots || slot >= priv->slot_count)
 		return NULL;
@@ -300,57 +268,75 @@ void tlsnic_ctx_all_lost(struct tlsnic_priv *priv)
 		if (!ctx)
 			continue;
 		ctx->readded = false;
-		tlsnic_ctx_lost(ctx);
+		tlsnic_ctx_lost(ctx, ctx->generation, false);
 	}
+	tlsnic_slots_unblock(priv);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
 /*
- * The device says that it does not know the context, and may be wrong, or an
- * ADD is still in the ring: what it holds would block the slot.
+ * What the device says of the former generation is of no interest any more. But
+ * was that refused meanwhile?
  */
-static int tlsnic_ctx_clear_slot(struct tlsnic_ctx *ctx, struct tlsnic_txq *q)
+static bool tlsnic_ctx_renew(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx,
+			     struct tlsnic_txq *q)
 {
-	struct tlsnic_cmd *del;
+	bool wanted;
 
-	del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
-	if (!del)
-		return -ENOMEM;
-	tlsnic_command_handle(del, ctx->slot, ctx->generation);
-	tlsnic_cmd_post(q, del);
-	return 0;
+	spin_lock_bh(&ctx->lock);
+	wanted = !ctx->refused;
+	if (wanted) {
+		WRITE_ONCE(ctx->generation, ++slot->generation);
+		ctx->add_queue = q;
+	}
+	spin_unlock_bh(&ctx->lock);
+	return wanted;
 }
 
 /*
  * Add a lost context again, without a position: a tx context gets one from
- * the stack at the next record, an rx context by asking, or by a hint.
+ * the stack at the next record, an rx context by asking, or by a hint. The
+ * device says that it does not know it, and may be wrong, or an ADD is still in
+ * the ring: what it holds would block the slot, so that is deleted first.
  */
 static int tlsnic_ctx_readd(struct tlsnic_slot *slot, struct tlsnic_ctx *ctx)
 {
 	struct tlsnic_txq *q = tlsnic_ctx_queue(ctx);
-	int err = 0;
+	struct tlsnic_cmd *add, *del = NULL;
+	int err = -ENOMEM;
 
-	if (q)
-		err = tlsnic_ctx_clear_slot(ctx, q);
-	else
-		q = &ctx->priv->txq[0];
-	if (err)
-		return err;
-	spin_lock_bh(&ctx->lock);
-	WRITE_ONCE(ctx->generation, ++slot->generation);
-	spin_unlock_bh(&ctx->lock);
 	ctx->add.add_flags |= TLSNIC_ADD_F_NO_SYNC;
-	err = tlsnic_ctx_send_add(ctx, q);
-	if (err) {
-		tlsnic_inc(ctx->priv, tls_recreate_failed);
-		return err;
+	add = tlsnic_ctx_add_command(ctx, false);
+	if (q)
+		del = tlsnic_command(TLSNIC_OP_CTX_DEL, NULL, 0, 0, GFP_KERNEL);
+	if (!add || (q && !del))
+		goto put;
+	if (del)
+		tlsnic_command_handle(del, ctx->slot, ctx->generation);
+	q = q ?: &ctx->priv->txq[0];
+	err = 0;
+	if (!tlsnic_ctx_renew(slot, ctx, q))
+		goto put;
+	if (del)
+		tlsnic_cmd_post(q, del);
+	del = NULL;
+	tlsnic_command_handle(add, ctx->slot, ctx->generation);
+	refcount_inc(&add->ref);
+	tlsnic_cmd_post(q, add);
+	err = tlsnic_ctx_await_add(ctx, q, add);
+	if (!err) {
+		tlsnic_inc(ctx->priv, tls_recreated);
+		ctx->readded = true;
+		spin_lock_bh(&ctx->lock);
+		ctx->on_device = true;
+		spin_unlock_bh(&ctx->lock);
 	}
-	tlsnic_inc(ctx->priv, tls_recreated);
-	ctx->readded = true;
-	spin_lock_bh(&ctx->lock);
-	ctx->on_device = true;
-	spin_unlock_bh(&ctx->lock);
-	return 0;
+put:
+	if (err)
+		tlsnic_inc(ctx->priv, tls_recreate_failed);
+	tlsnic_cmd_put(del);
+	tlsnic_cmd_put(add);
+	return err;
 }
 
 /*
@@ -369,20 +355,10 @@ void tlsnic_ctx_recreate(struct tlsnic_priv *priv)
 	for (i = 0; i < priv->slot_count && err != -ETIMEDOUT; i++) {
 		mutex_lock(&priv->ctx_mutex);
 		ctx = rcu_dereference_protected(priv->slots[i].ctx, true);
-		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded &&
-		    !READ_ONCE(ctx->refused))
+		if (ctx && !READ_ONCE(ctx->on_device) && !ctx->readded)
 			err = tlsnic_ctx_readd(&priv->slots[i], ctx);
 		mutex_unlock(&priv->ctx_mutex);
 	}
-}
-
-/* The device did not take what was posted: no device is asked again (NAPI) */
-static void tlsnic_ctx_refused(struct tlsnic_ctx *ctx)
-{
-	if (!READ_ONCE(ctx->refused))
-		tlsnic_inc(ctx->priv, tls_add_refused);
-	WRITE_ONCE(ctx->refused, true);
-	tlsnic_ctx_lost(ctx);
 }
 
 /* The device tells something (NAPI). Its words are believed only so far. */
@@ -408,14 +384,19 @@ void tlsnic_ctx_event(struct tlsnic_priv *priv, const struct tlsnic_event *ev)
 	if (!ctx) {
 		tlsnic_inc(priv, events_stale);
 	} else if (ev->code == TLSNIC_EVENT_UNKNOWN_CONTEXT) {
-		tlsnic_ctx_lost(ctx);
+		tlsnic_ctx_lost(ctx, generation, false);
 		tlsnic_kick_work(priv, true);
 	} else if (ev->code == TLSNIC_EVENT_ADD_REFUSED) {
-		tlsnic_ctx_refused(ctx);
+		/* what was posted: no device is asked again */
+		if (le32_to_cpu(ev->reason) == TLSNIC_STATUS_EXISTS)
+			tlsnic_slot_block(priv, slot);
+		tlsnic_ctx_lost(ctx, generation, true);
 	} else if (ev->code == TLSNIC_EVENT_TX_DROPPED) {
 		spin_lock(&ctx->lock);
-		ctx->in_sync = false;
-		ctx->resync = false;
+		if (ctx->generation == generation) {
+			ctx->in_sync = false;
+			ctx->resync = false;
+		}
 		spin_unlock(&ctx->lock);
 	}
 	rcu_read_unlock();

@@ -211,12 +211,17 @@ static void tlsnic_tls_del(struct net_device *dev, struct tls_context *tls_ctx,
 	tlsnic_ctx_remove(ctx);
 }
 
-/* The stack will send record @rcd_sn at @seq; its first packet says so */
+/*
+ * The stack will send record @rcd_sn at @seq; its first packet says so. While
+ * the device is without the context the stack is to try again with the next
+ * record, at the price of two locks for each; not where that is for good.
+ */
 static int tlsnic_tx_resync(struct tlsnic_ctx *ctx, u32 seq, u64 rcd_sn)
 {
-	int err = -EAGAIN;
+	int err;
 
 	spin_lock_bh(&ctx->lock);
+	err = ctx->refused ? 0 : -EAGAIN;
 	if (ctx->on_device) {
 		ctx->in_sync = true;
 		ctx->resync = true;

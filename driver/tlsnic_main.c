@@ -108,7 +108,11 @@ static void tlsnic_rings_stop(struct tlsnic_priv *priv)
 	WRITE_ONCE(priv->running, false);
 	__netif_tx_unlock_bh(nq);
 	tlsnic_napi_disable(priv);
-	/* the NAPI may have woken a queue that freezing had stopped */
+	/*
+	 * The NAPI may have woken a queue that freezing had stopped. And who
+	 * posts looks at @running under the lock of a queue, each of which this
+	 * takes: nobody is left who saw it set.
+	 */
 	netif_tx_disable(priv->dev);
 	virtio_reset_device(priv->vdev);
 	for (i = 0; i < priv->max_pairs; i++) {
@@ -168,7 +172,7 @@ static int tlsnic_discover(struct tlsnic_priv *priv)
 	}
 	if (err < 0)
 		return err;
-	err = tlsnic_ctx_table_init(priv);
+	err = tlsnic_slots_init(priv);
 	if (err)
 		return err;
 	err = tlsnic_stat_names(priv);

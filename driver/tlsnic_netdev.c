@@ -190,7 +190,7 @@ void tlsnic_free(struct tlsnic_priv *priv)
 	struct tlsnic_txq *txq = priv->txq;
 	struct tlsnic_rxq *rxq = priv->rxq;
 
-	tlsnic_ctx_table_free(priv);
+	tlsnic_slots_destroy(priv);
 	kfree(priv->dev_stats);
 	kfree(priv->dev_stat_names);
 	kfree(priv->ctrl);
@@ -225,6 +225,7 @@ struct tlsnic_priv *tlsnic_alloc(struct virtio_device *vdev, unsigned int pairs)
 	mutex_init(&priv->ctrl_mutex);
 	mutex_init(&priv->ctx_mutex);
 	ida_init(&priv->slot_ida);
+	spin_lock_init(&priv->slot_lock);
 	init_waitqueue_head(&priv->slot_freed);
 	priv->cmd_queues = 1;
 	init_completion(&priv->hello_done);

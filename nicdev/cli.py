@@ -35,7 +35,8 @@ from nicdev.edge.unix_socket import from_fd, listen_at
 from nicdev.edge.watch import ContextsCommand
 from nicdev.errors import ConfigError
 from nicdev.faults.parse import parse as parse_faults
-from nicdev.nic import Nic, Observer
+from nicdev.nic import Nic
+from nicdev.observer import Observer
 from nicdev.stats import Stats
 from nicdev.tls.personality import RX_PERSONALITIES
 from nicdev.tls.table import ContextTable

@@ -107,6 +107,7 @@ class Control:
             data = self._execute(command, posted)
         except CommandError as error:
             self._stats.values[_CMD_FAILED] += 1
+            command[_COMMAND_LEN:] = bytes(max(0, len(command) - _COMMAND_LEN))  # a CTX_ADD of a wrong length has a key
             return abi.REPLY.pack(error.status, abi.REPLY.size)
         self._stats.values[_CMD_OK] += 1
         return abi.REPLY.pack(_OK, abi.REPLY.size + len(data)) + data if data else _DONE

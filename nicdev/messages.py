@@ -1,7 +1,8 @@
 """What the device has to say to the driver: EVENT and HELLO_REPLY, waiting for a buffer of rx queue 0.
 
 Theory of operation: a driver that takes nothing costs bounded memory. Repeated events of a context merge, past
-MAX_MESSAGES events are counted and lost, and of answers to HELLO only the last one is waited for.
+MAX_MESSAGES events are counted and lost, and of answers to HELLO only the last one is waited for. CONFIG_CHANGED is
+not lost: of a context the next packet would tell again, of this nothing would, and one waits at most.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Messages(list[bytes]):
         message = _HEADER + abi.EVENT.pack(abi.ExtType.EVENT, code, abi.EVENT.size, slot, generation, reason, value)
         if any(waiting[:_IDENTITY] == message[:_IDENTITY] for waiting in self):
             return
-        if len(self) >= MAX_MESSAGES:
+        if len(self) >= MAX_MESSAGES and code is not abi.EventCode.CONFIG_CHANGED:
             self._stats.add(Counter.EVENTS_DROPPED)
             return
         self.append(message)

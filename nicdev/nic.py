@@ -20,13 +20,13 @@ no extension at all: it would take one for a frame.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from nicdev import abi
 from nicdev.control import Control
 from nicdev.errors import FrameError, TxDrop
 from nicdev.messages import Messages
+from nicdev.observer import Observer, View, remark
 from nicdev.stats import Counter, Stats
 from nicdev.tls.rx import RxResult
 from nicdev.tls.table import ContextTable
@@ -66,20 +66,6 @@ class Packet(NamedTuple):
     frame: memoryview
 
 
-class View(IntEnum):
-    """The two places where a packet can be looked at."""
-
-    HOST = 0  # what the guest gave or got
-    WIRE = 1
-
-
-class Observer(Protocol):
-    """Somebody who watches packets, such as a capture. The two views of a packet share `packet_id`."""
-
-    def packet(self, packet_id: int, view: View, direction: str, frame: bytes, comment: str) -> None:
-        """See one view of one packet; direction is "tx" or "rx", comment may be empty."""
-
-
 _new = tuple.__new__  # of the hot paths: a NamedTuple from all its fields, at a third of the price of calling the class
 _NOTHING: Final = b""
 
@@ -92,15 +78,6 @@ def _resync_fields(result: RxResult) -> tuple[int, int]:
         if seq is not None:
             return seq, 0
     return 0, 0
-
-
-def _remark(header: bytes | memoryview) -> str:
-    """For observers: what the extension of a received packet says."""
-    if not header[0] & _HDR_F_EXT:
-        return ""
-    verdict = abi.RxTls._make(abi.RX_TLS.unpack_from(header, _VNET_HDR_LEN))
-    how = "decrypted" if verdict.flags & _DECRYPTED else "untouched"
-    return f"slot={verdict.slot} gen={verdict.generation} rx {how} records={verdict.records}"
 
 
 class Nic:
@@ -281,7 +258,7 @@ class Nic:
     def event(self, code: abi.EventCode, slot: int = 0, generation: int = 0, reason: int = 0, value: int = 0) -> None:
         """Tell the driver; see Messages."""
         if code is abi.EventCode.CONFIG_CHANGED:
-            self._heard = not self._greeted
+            self._heard = not (self._greeted or self._interrupted)
         self.messages.event(code, slot, generation, reason, value)
 
     def _hello(self, ext: memoryview) -> None:
@@ -336,7 +313,7 @@ class Nic:
             self.stats.add(Counter.RX_DROP_INCONSISTENT)
             return []
         if self.observer is not None:
-            self._observe("rx", View.HOST, packet.frame, _remark(packet.header), same=True)
+            self._observe("rx", View.HOST, packet.frame, remark(packet.header), same=True)
         return [(queue, packet)]
 
     @staticmethod

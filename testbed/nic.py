@@ -103,9 +103,14 @@ class NicProcess:
 
     @contextlib.contextmanager
     def faults(self, text: str, index: int = 0) -> Iterator[None]:
-        """A fault scenario (TOML, docs/faults.md) for the time of the block. Raises SetupError for a bad one."""
-        self.ask("faults", do="set", text=text, nic=index)
+        """A fault scenario (TOML, docs/faults.md) for the time of the block.
+
+        Raises SetupError for a bad one, and for one that the guest's driver does not hear of in time.
+        """
+        answer = self.ask("faults", do="set", text=text, nic=index)
         try:
+            if "warning" in answer:
+                raise SetupError(f"NIC: {answer['warning']}")
             yield
         finally:
             self.ask("faults", do="clear", nic=index)

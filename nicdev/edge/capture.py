@@ -20,7 +20,7 @@ from pcapng import FileWriter, blocks
 
 from nicdev import __version__
 from nicdev.errors import ConfigError
-from nicdev.nic import View
+from nicdev.observer import View
 
 LINKTYPE_ETHERNET: Final = 1
 SNAPLEN: Final = 0x40000

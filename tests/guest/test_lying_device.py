@@ -287,11 +287,52 @@ def test_posted_contexts_that_are_forgotten(bed: Bed, tmp_path: Path, again: str
         assert seen.driver["tls_recreated"] == sending
     else:  # tried again with every HELLO
         assert seen.driver["tls_recreate_failed"] >= sending
+        assert seen.driver["tx_tls_fallback"] > 0  # which those that are added at once may do without
     assert seen.nic["ctx_rx_added"] == seen.nic["rx_tls_packets"] == 0
     assert (seen.nic["tx_tls_packets"] > 0) == (again == "added")
-    assert seen.driver["tx_tls_fallback"] > 0
     seen.arrived()
     seen.wire_is_encrypted()
+
+
+def slots_while_open(bed: Bed, tmp_path: Path, name: str) -> tuple[set[int], Counter[str]]:
+    """One connection that sends: the slots that the device has in use meanwhile, and what the driver counted."""
+    slots: set[int] = set()
+
+    def meanwhile(run: Running) -> None:
+        run.guest_waits()
+        slots.update(context["slot"] for context in bed.nic.contexts())
+        run.go_on()
+
+    size = 20_000
+    seen = exchange(bed, [tx_case(name, send(size), WAIT, size=size)], tmp_path / "wire.pcap", meanwhile)
+    seen.arrived()
+    seen.wire_is_encrypted()
+    return slots, seen.driver
+
+
+@pytest.mark.conformance(13)
+@pytest.mark.parametrize("told_by", ["reply", "event"])
+def test_a_slot_that_the_device_does_not_let_go(bed: Bed, tmp_path: Path, told_by: str) -> None:
+    """It holds something there that nobody gave it. One context at most is refused for that: others go elsewhere, until
+    the device has lost it."""
+    with lying(bed, "posted add of another generation", *(["nothing written"] if told_by == "event" else [])) as told:
+        held, driver = slots_while_open(bed, tmp_path, f"unwanted {told_by}")
+    assert told["posted add of another generation"] == len(held) == 1
+    assert driver["tls_recreate_failed"] > 0
+    for number in range(3):
+        slots, driver = slots_while_open(bed, tmp_path, f"later {told_by} {number}")
+        refused = told_by == "event" and number == 0
+        assert (len(slots), driver["tls_add_refused"]) == ((1, 1) if refused else (2, 0))
+        assert held < slots or refused
+
+    bed.guest.qmp("stop")  # QEMU resets the device meanwhile
+    bed.guest.qmp("cont")
+
+    def used_again() -> bool:
+        slots, _ = slots_while_open(bed, tmp_path, f"anew {told_by}")
+        return min(slots) <= min(held)
+
+    wait_until(used_again, "the device has lost it, and the driver knows")
 
 
 def test_a_device_that_is_another_every_time(bed: Bed, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from nicdev.wire import vnet
 from tests.support.deliveries import EXT, Answer, Delivery, Handle
 
 LEN_AT: Final = EXT + 2
+GENERATION_AT: Final = 8  # in a COMMAND
 KEY_LEN_AT: Final = 12  # in the body of CTX_ADD
 MORE_THAN_ANY_BUFFER: Final = (1 << 16, 1 << 31, (1 << 32) - 1)
 RX_QUESTIONS: Final = (
@@ -344,6 +345,13 @@ def _posted_forgotten(chain: bytearray, rng: Random) -> bool:
     return True
 
 
+def _posted_other(chain: bytearray, rng: Random) -> bool:
+    """It becomes a context with a generation that the driver will not use; nothing ends it but a reset."""
+    at = EXT + GENERATION_AT
+    chain[at : at + 4] = (0xFFFF_FFFF).to_bytes(4, "little")
+    return True
+
+
 def _posted_spoiled(chain: bytearray, rng: Random) -> bool:
     """The device finds it malformed, and says so."""
     chain[EXT + abi.COMMAND.size + KEY_LEN_AT] += rng.choice((1, 2, 7))
@@ -404,5 +412,6 @@ ANSWER_LIES: Final[dict[str, AnswerLie]] = {
 POSTED_LIES: Final[dict[str, PostedLie]] = {
     "posted add forgotten": _posted_forgotten,
     "posted add spoiled": _posted_spoiled,
+    "posted add of another generation": _posted_other,
 }
 TX_RING_LIES: Final = ("tx id", "tx id twice")  # told by the ring itself

@@ -19,7 +19,7 @@ from bench.registry import Group, Measured, Session, groups, interleaved, ratios
 from bench.results import Results, Surroundings, entry
 from bench.verdicts import Flow, Stretch, Verdicts, taken
 from nicdev.edge.capture import Capture
-from nicdev.nic import View
+from nicdev.observer import View
 from testbed.bed import Bed
 from testbed.errors import BedError
 from tests.support.ether import ETH

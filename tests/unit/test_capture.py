@@ -10,7 +10,7 @@ from pcapng import FileScanner, blocks
 
 from nicdev.edge.capture import Capture
 from nicdev.errors import ConfigError
-from nicdev.nic import View
+from nicdev.observer import View
 
 # python-pcapng, of its own option
 pytestmark = pytest.mark.filterwarnings("ignore:Field type should not be:DeprecationWarning")

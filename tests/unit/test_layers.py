@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "faults": BASE | {"wire", "tls"},
     "control": BASE | {"tls", "faults"},
     "messages": BASE | {"wire"},
-    "nic": BASE | {"wire", "tls", "virtio", "control", "messages"},
+    "observer": BASE,
+    "nic": BASE | {"wire", "tls", "virtio", "control", "messages", "observer"},
     "queues": BASE | {"wire", "virtio", "nic"},
 }
 

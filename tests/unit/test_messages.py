@@ -49,6 +49,17 @@ def test_a_driver_that_takes_nothing_costs_bounded_memory(messages: Messages, st
     assert stats.as_dict()["events_dropped"] == 5
 
 
+def test_a_change_is_told_to_who_takes_nothing_for_a_while(messages: Messages, stats: Stats) -> None:
+    """Nobody would say it a second time, as the device does of a context."""
+    for slot in range(MAX_MESSAGES):
+        messages.event(DROPPED, slot, 1, 0, 0)
+    for _ in range(2):
+        messages.event(abi.EventCode.CONFIG_CHANGED, 0, 0, 0, 0)
+    assert extension(messages[-1])[:2] == bytes([abi.ExtType.EVENT, abi.EventCode.CONFIG_CHANGED])
+    assert len(messages) == MAX_MESSAGES + 1
+    assert stats.as_dict()["events_dropped"] == 0
+
+
 def test_only_the_last_answer_to_hello_waits_and_events_stay(messages: Messages) -> None:
     reply = bytes([abi.ExtType.HELLO_REPLY])
     messages.event(DROPPED, 1, 1, 0, 0)

@@ -9,7 +9,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from nicdev import abi
-from nicdev.nic import View
+from nicdev.observer import View
 from nicdev.stats import Counter
 from tests.support.nic_chains import (
     KEY,

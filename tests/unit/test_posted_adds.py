@@ -20,6 +20,7 @@ from tests.support.nic_chains import (
     marked,
     messages,
     record,
+    reply,
     segment,
     sent,
 )
@@ -128,6 +129,20 @@ def test_a_full_table_and_no_key_left_behind() -> None:
     assert KEY not in chain
 
 
+def test_no_key_is_left_behind_by_a_command_of_a_wrong_length() -> None:
+    nic = make_nic()
+    add(nic, TX)
+    for chain in (
+        command(CTX_ADD, 1, 5, ctx_add(TX)[:-1]),
+        command(CTX_ADD, 1, 5, ctx_add(TX) + bytes(1)),
+        command(CTX_ADD, 1, 5, ctx_add(TX), lie=4),
+        command(99, 1, 5, ctx_add(TX)),
+    ):
+        assert KEY in chain
+        assert reply(nic.transmit(0, chain))
+        assert KEY not in chain
+
+
 @pytest.mark.conformance(85)
 def test_nothing_leaves_in_clear_behind_a_refused_context() -> None:
     nic = make_nic()
@@ -169,3 +184,16 @@ def test_the_driver_has_heard_when_it_says_hello() -> None:
         assert not nic.heard
         how()
         assert nic.heard
+
+
+def test_a_driver_that_was_only_paused_has_not_heard_yet() -> None:
+    nic = make_nic()
+    nic.transmit(0, hello())
+    nic.reset()
+    assert nic.heard  # nobody is there
+    nic.resumed()
+    assert not nic.heard
+    nic.event(abi.EventCode.CONFIG_CHANGED)  # for another reason
+    assert not nic.heard
+    nic.transmit(0, hello())
+    assert nic.heard
