@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ from testbed.bed import TOOLS, Bed, configure_guest, running
 from testbed.peers.flowkeys import FlowKeys
 from testbed.setup import Assets
 from testbed.wire.namespace import held_wire
-from testbed.wire.pcapfile import frames
 from testbed.wire.wirecapture import WireCapture
 from tests.guest.cases import install
+from tests.guest.checksums import checksums
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import CIPHERS, WAIT, Running, exchange, send, tx_case
 from tests.guest.rounds import RECORDS_PER_ROUND, ROUND, Rounds, echo_cases, offloaded_again
@@ -137,29 +136,6 @@ def test_feature_flags_are_for_new_sockets_only(bed: Bed, tmp_path: Path) -> Non
     seen.arrived()
     seen.wire_is_encrypted()
     check_new_connections_are_offloaded(bed, tmp_path)
-
-
-def folded(data: bytes) -> int:
-    """Ones' complement sum of 16-bit words, in host byte order; 0 and 0xFFFF are the same."""
-    return sum(array("H", data + b"\0" * (len(data) % 2))) % 0xFFFF
-
-
-def checksums(path: Path, source: bytes) -> Counter[str]:
-    """The TCP checksums of data from the IPv4 address `source`: right, partial (for the next stage), wrong."""
-    found: Counter[str] = Counter()
-    for frame in frames(path):
-        if bytes(frame[12:14]) != b"\x08\x00" or bytes(frame[26:30]) != source or frame[23] != 6:
-            continue
-        start, end = 14 + 4 * (frame[14] & 15), 14 + int.from_bytes(frame[16:18], "big")
-        segment = bytes(frame[start:end])
-        if len(segment) == 4 * (segment[12] >> 4):
-            continue
-        pseudo = bytes(frame[26:34]) + b"\0\6" + len(segment).to_bytes(2, "big")
-        if folded(pseudo + segment) == 0:
-            found["right"] += 1
-        else:
-            found["partial" if folded(segment[16:18]) == folded(pseudo) else "wrong"] += 1
-    return found
 
 
 @pytest.mark.conformance(130)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from tests.guest.exchange import (
     send,
     tx_case,
 )
+from tests.guest.lying import BIND, STUCK, bind, grows, lying, rebind, unbind
 from tests.guest.resync_rx import desync, rule
 from tests.support.packet_link import PacketLink
 
@@ -60,40 +61,6 @@ def bed(liar: Bed, tmp_path: Path) -> Iterator[Bed]:
     assert_settled(liar, drops=DROPS + BROKEN)
 
 
-@contextmanager
-def lying(bed: Bed, *lies: str, share: float = 1) -> Iterator[Counter[str]]:
-    """The device lies so for the time of the block, on a share of all occasions; afterwards: how often."""
-    told: Counter[str] = Counter()
-    bed.nic.ask("lie", lies=lies, share=share, seed=" ".join(lies))
-    try:
-        yield told
-    finally:
-        told.update(bed.nic.ask("lie", lies=())["told"])
-
-
-# the guest's only network device, which has device ID 1 (virtio, section 5.1)
-FIND = "device=$(dirname $(grep -l 0x0001 /sys/bus/virtio/devices/*/device)) && cd /sys/bus/virtio/drivers/tlsnic"
-UNBIND, BIND = (f"{FIND} && echo ${{device##*/}} >{what}" for what in ("unbind", "bind"))
-STUCK = 20  # seconds within which a guest must be done with a small thing, whatever a device does
-
-
-def unbind(bed: Bed) -> None:
-    """Take the device from the driver."""
-    bed.agent.run(["sh", "-c", UNBIND], timeout=STUCK)
-
-
-def bind(bed: Bed) -> None:
-    """Give it back."""
-    bed.agent.run(["sh", "-c", BIND], timeout=STUCK)
-    configure_guest(bed.agent)
-
-
-def rebind(bed: Bed) -> None:
-    """The driver meets the device anew."""
-    unbind(bed)
-    bind(bed)
-
-
 NOTICED = {
     "length zero": "rx_drop_length",
     "length less than a header": "rx_drop_length",
@@ -112,11 +79,6 @@ NOTICED = {
     "verdict of an unknown context": "rx_drop_verdict",
     "event about nobody": "events_stale",
 }
-
-
-def grows(bed: Bed, name: str, before: int, by: int = 1) -> None:
-    """Until a counter of the driver has grown by so much, or more."""
-    wait_until(lambda: bed.ethtool()[name] >= before + by, f"{name} grows")
 
 
 @pytest.mark.parametrize("lie", NOTICED)

@@ -11,10 +11,10 @@ import pytest
 from testbed.bed import Bed, configure_guest, running
 from testbed.setup import Assets
 from testbed.vm.qemu import UserNic
+from tests.guest.checksums import checksums
 from tests.guest.conftest import assert_settled, wait_until
 from tests.guest.exchange import Running, exchange
 from tests.guest.rounds import RECORDS_PER_ROUND, ROUND, Rounds, echo_cases
-from tests.guest.test_lifecycle import checksums
 from tests.guest.twonics import shell
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]

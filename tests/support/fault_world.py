@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any, cast
 
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
@@ -46,8 +47,12 @@ class World:
         out = self.director.feed(direction, header, memoryview(bytearray(frame)), now)
         return [bytes(parcel.frame) for parcel in out]
 
+    def rules(self) -> list[dict[str, Any]]:
+        """What the director tells of each."""
+        return cast(list[dict[str, Any]], self.director.describe()["rules"])
+
     def struck(self) -> list[int]:
-        return [int(str(rule["struck"])) for rule in self.director.describe()["rules"]]  # type: ignore[attr-defined]
+        return [rule["struck"] for rule in self.rules()]
 
     def later(self, now: float) -> list[bytes]:
         return [bytes(parcel.frame) for _, parcel in self.director.poll(now)]

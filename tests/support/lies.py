@@ -1,4 +1,4 @@
-"""What a device can lie about to its driver: one function per lie, named as tests name it.
+"""What a device can lie about in an rx ring, and by a tx ring: one function per lie, named as tests name it.
 
 An honest device has done its work; a lie changes what the driver will find in guest memory, or in the used ring, before
 it is told. Each returns whether it could be told on this occasion: about a verdict, for one, there must be one.
@@ -12,11 +12,9 @@ from typing import Final
 
 from nicdev import abi
 from nicdev.wire import vnet
-from tests.support.deliveries import EXT, Answer, Delivery, Handle
+from tests.support.deliveries import EXT, Delivery, Handle
 
 LEN_AT: Final = EXT + 2
-GENERATION_AT: Final = 8  # in a COMMAND
-KEY_LEN_AT: Final = 12  # in the body of CTX_ADD
 MORE_THAN_ANY_BUFFER: Final = (1 << 16, 1 << 31, (1 << 32) - 1)
 RX_QUESTIONS: Final = (
     abi.RxTlsFlag.RESYNC_REQ,
@@ -25,8 +23,6 @@ RX_QUESTIONS: Final = (
     abi.RxTlsFlag.RESYNC_CANCEL,
 )
 Lie = Callable[[Delivery, Random], bool]
-AnswerLie = Callable[[Answer, Random], bool]
-PostedLie = Callable[[bytearray, Random], bool]  # the chain that the device will read
 
 
 # -- how much there is -------------------------------------------------------------------------------------------------
@@ -287,77 +283,6 @@ def _ring_twice(it: Delivery, rng: Random) -> bool:
     return True
 
 
-# -- replies to commands -----------------------------------------------------------------------------------------------
-
-
-def _answer_used(*lengths: int) -> AnswerLie:
-    def lie(it: Answer, rng: Random) -> bool:
-        it.written = rng.choice(lengths)
-        return True
-
-    return lie
-
-
-def _answer_status(*statuses: int) -> AnswerLie:
-    def lie(it: Answer, rng: Random) -> bool:
-        it.view[:4] = rng.choice(statuses).to_bytes(4, "little")
-        return True
-
-    return lie
-
-
-def _answer_len(*lengths: int) -> AnswerLie:
-    def lie(it: Answer, rng: Random) -> bool:
-        it.view[4:8] = rng.choice(lengths).to_bytes(4, "little")
-        return True
-
-    return lie
-
-
-def _answer_cut(it: Answer, rng: Random) -> bool:
-    """In the midst of the data."""
-    if it.written < 24:
-        return False
-    it.written = rng.randrange(9, it.written)
-    return True
-
-
-def _answer_data(opcode: abi.Opcode, byte: int) -> AnswerLie:
-    """A reply full of the same."""
-
-    def lie(it: Answer, rng: Random) -> bool:
-        if it.opcode != opcode:
-            return False
-        it.view[8:] = bytes([byte]) * (len(it.view) - 8)
-        it.written = len(it.view)
-        it.view[4:8] = it.written.to_bytes(4, "little")
-        return True
-
-    return lie
-
-
-# -- contexts that nobody waits for ------------------------------------------------------------------------------------
-
-
-def _posted_forgotten(chain: bytearray, rng: Random) -> bool:
-    """It becomes a command that changes nothing."""
-    chain[EXT:] = abi.COMMAND.pack(abi.ExtType.COMMAND, abi.Opcode.GET_STATS, abi.COMMAND.size, 0, 0)
-    return True
-
-
-def _posted_other(chain: bytearray, rng: Random) -> bool:
-    """It becomes a context with a generation that the driver will not use; nothing ends it but a reset."""
-    at = EXT + GENERATION_AT
-    chain[at : at + 4] = (0xFFFF_FFFF).to_bytes(4, "little")
-    return True
-
-
-def _posted_spoiled(chain: bytearray, rng: Random) -> bool:
-    """The device finds it malformed, and says so."""
-    chain[EXT + abi.COMMAND.size + KEY_LEN_AT] += rng.choice((1, 2, 7))
-    return True
-
-
 DELIVERY_LIES: Final[dict[str, Lie]] = {
     "length zero": _length_zero,
     "length less than a header": _length_short,
@@ -395,23 +320,5 @@ DELIVERY_LIES: Final[dict[str, Lie]] = {
     "hello reborn": _hello_reborn,
     "rx id": _ring_id,
     "rx id twice": _ring_twice,
-}
-ANSWER_LIES: Final[dict[str, AnswerLie]] = {
-    "nothing written": _answer_used(0),
-    "less than a reply written": _answer_used(*range(1, 8)),
-    "more than a reply written": _answer_used(*MORE_THAN_ANY_BUFFER),
-    "status": _answer_status(7, 255, 1 << 31, (1 << 32) - 1),
-    "status of another": _answer_status(*range(1, 7)),
-    "success": _answer_status(0),
-    "reply shorter than a reply": _answer_len(*range(8)),
-    "reply longer than written": _answer_len(0xFFFF, (1 << 32) - 1),
-    "reply cut short": _answer_cut,
-    "stat names without end": _answer_data(abi.Opcode.GET_STAT_NAMES, 0x25),
-    "stats of ones": _answer_data(abi.Opcode.GET_STATS, 0xFF),
-}
-POSTED_LIES: Final[dict[str, PostedLie]] = {
-    "posted add forgotten": _posted_forgotten,
-    "posted add spoiled": _posted_spoiled,
-    "posted add of another generation": _posted_other,
 }
 TX_RING_LIES: Final = ("tx id", "tx id twice")  # told by the ring itself

@@ -18,7 +18,8 @@ from nicdev import abi, cli
 from nicdev.vhost import vring
 from nicdev.virtio.ring import Chain, SplitRing, Taken
 from tests.support.deliveries import Answer, Delivery, Handles
-from tests.support.lies import ANSWER_LIES, DELIVERY_LIES, POSTED_LIES, TX_RING_LIES
+from tests.support.lies import DELIVERY_LIES, TX_RING_LIES
+from tests.support.lies_commands import ANSWER_LIES, POSTED_LIES
 
 
 class Liar:
