@@ -57,6 +57,7 @@ class Outcome:
     bytes_per_s: int = 0
     problem: str = ""
     guest_port: int = field(default=0, repr=False)
+    peer_port: int = field(default=0, repr=False)  # another flow may have the guest's
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -93,6 +94,7 @@ def run_flow(bed: Bed, flow: Flow, keylog: Path) -> Outcome:
     host = HOSTS[flow.family]
     before = bed.nic.stats()
     with Peer(bed.wire, flow.peer, {**peer_job, "listen": [host, 0]}) as peer:
+        outcome.peer_port = peer.port
         target = f"::ffff:{host}" if flow.family == "mapped" else host
         job = {**guest_job, "connect": [target, peer.port], "family": flow.family}
         guest = bed.tool(f"ktls_{flow.peer}.py", job)
@@ -125,13 +127,13 @@ def wire_keys(flows: list[tuple[Flow, Outcome]], keylog: Path) -> Keys:
         if flow.peer == "raw":
             fixed = FlowKeys.from_seed(flow.cipher, flow.seed)
             asked = 1 if flow.dir == "rx" else 0  # the clear byte
-            keys.fixed += fixed_keys(fixed, guest=(None, outcome.guest_port), tx_start=asked)
+            keys.fixed += fixed_keys(fixed, (None, outcome.peer_port), (None, outcome.guest_port), tx_start=asked)
     return keys
 
 
 def count_wire_records(outcomes: list[Outcome], report: Report) -> None:
     """Fill in `records` from what the decoder saw of each flow's direction."""
     for outcome in outcomes:
-        guest = (None, outcome.guest_port)
-        streams = report.find(source=guest) if outcome.dir == "tx" else report.find(destination=guest)
+        guest, peer = (None, outcome.guest_port), (None, outcome.peer_port)
+        streams = report.find(guest, peer) if outcome.dir == "tx" else report.find(peer, guest)
         outcome.records = sum(stream.records for stream in streams if stream.keys != "none")
