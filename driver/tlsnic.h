@@ -61,62 +61,12 @@
 				 TLSNIC_RX_F_RESYNC_END | \
 				 TLSNIC_RX_F_RESYNC_CANCEL)
 
-/*
- * The counters of `ethtool -S`, in the order of their names there. The first
- * eighteen are those of the kernel's Documentation/networking/tls-offload.rst.
- */
-struct tlsnic_counters {
-	atomic64_t rx_tls_decrypted_packets;
-	atomic64_t rx_tls_decrypted_bytes;	/* TLS payload */
-	atomic64_t rx_tls_ctx;
-	atomic64_t rx_tls_del;
-	atomic64_t rx_tls_resync_req_pkt;
-	atomic64_t rx_tls_resync_req_start;
-	atomic64_t rx_tls_resync_req_end;
-	atomic64_t rx_tls_resync_req_skip;
-	atomic64_t rx_tls_resync_res_ok;
-	atomic64_t rx_tls_resync_res_skip;
-	atomic64_t rx_tls_err;
-	atomic64_t tx_tls_encrypted_packets;	/* on the wire */
-	atomic64_t tx_tls_encrypted_bytes;	/* TCP payload */
-	atomic64_t tx_tls_ctx;
-	atomic64_t tx_tls_ooo;
-	atomic64_t tx_tls_skip_no_sync_data;
-	atomic64_t tx_tls_drop_no_sync_data;
-	atomic64_t tx_tls_drop_bypass_req;
-	atomic64_t tx_tls_del;
-	atomic64_t tx_tls_fallback;	/* skbs encrypted in software */
-	atomic64_t tx_tls_resync_req;	/* asked of the stack */
-	atomic64_t tx_tls_resync;	/* packets posted with a resync */
-	atomic64_t tx_tls_resync_bytes;	/* of record prefixes with them */
-	atomic64_t tx_tls_refilled;	/* linear: plaintext restored */
-	atomic64_t tx_tls_in_clear;	/* not encrypted by who should have */
-	atomic64_t tx_tls_device_drop;	/* events that tell of one */
-	atomic64_t tls_add_unsupported;
-	atomic64_t tls_add_failed;
-	atomic64_t tls_add_posted;	/* no reply is waited for */
-	atomic64_t tls_add_refused;	/* of those, by an event */
-	atomic64_t tls_recreated;
-	atomic64_t tls_recreate_failed;
-	atomic64_t hello;
-	atomic64_t hello_timeout;
-	atomic64_t cmd_deferred;	/* waited for ring space */
-	atomic64_t cmd_failed;	/* status other than OK */
-	atomic64_t cmd_timeout;
-	atomic64_t events;
-	atomic64_t events_stale;	/* about no live context */
-	atomic64_t tx_drop;
-	atomic64_t tx_busy;
-	atomic64_t tx_timeout;
-	atomic64_t rx_drop_down;	/* interface is down */
-	atomic64_t rx_drop_length;	/* impossible used length */
-	atomic64_t rx_drop_buffers;	/* impossible buffer count */
-	atomic64_t rx_drop_ext;	/* malformed, unknown extension */
-	atomic64_t rx_drop_verdict;	/* decrypted, no such context */
-	atomic64_t rx_drop_header;	/* impossible virtio_net_hdr */
-	atomic64_t rx_drop_nomem;
-	atomic64_t rx_refill_failed;
-	atomic64_t rx_pages_reused;	/* instead of new, cleared ones */
+/* Indices into the counters, of `ethtool -S` too */
+enum tlsnic_counter {
+#define TLSNIC_COUNTER(name)	TLSNIC_COUNTER_ ## name
+#include "tlsnic_counters.h"
+#undef TLSNIC_COUNTER
+	TLSNIC_COUNTERS
 };
 
 struct tlsnic_queue_stats {
@@ -328,10 +278,12 @@ struct tlsnic_priv {
 
 	u32 speed;
 	u8 duplex;
-	struct tlsnic_counters counters;
+	atomic64_t counters[TLSNIC_COUNTERS];
 };
 
-#define tlsnic_add(priv, name, n) atomic64_add(n, &(priv)->counters.name)
+#define tlsnic_counter(priv, name) (&(priv)->counters[TLSNIC_COUNTER_ ## name])
+#define tlsnic_count(priv, name) atomic64_read(tlsnic_counter(priv, name))
+#define tlsnic_add(priv, name, n) atomic64_add(n, tlsnic_counter(priv, name))
 #define tlsnic_inc(priv, name) tlsnic_add(priv, name, 1)
 
 static inline void tlsnic_queue_count(struct tlsnic_queue_stats *stats,

@@ -2,63 +2,11 @@
 /* ethtool: who we are, queues, rings, link settings and counters */
 #include "tlsnic.h"
 
-/* One per member of struct tlsnic_counters, in its order */
 static const char * const tlsnic_counter_names[] = {
-	"rx_tls_decrypted_packets",
-	"rx_tls_decrypted_bytes",
-	"rx_tls_ctx",
-	"rx_tls_del",
-	"rx_tls_resync_req_pkt",
-	"rx_tls_resync_req_start",
-	"rx_tls_resync_req_end",
-	"rx_tls_resync_req_skip",
-	"rx_tls_resync_res_ok",
-	"rx_tls_resync_res_skip",
-	"rx_tls_err",
-	"tx_tls_encrypted_packets",
-	"tx_tls_encrypted_bytes",
-	"tx_tls_ctx",
-	"tx_tls_ooo",
-	"tx_tls_skip_no_sync_data",
-	"tx_tls_drop_no_sync_data",
-	"tx_tls_drop_bypass_req",
-	"tx_tls_del",
-	"tx_tls_fallback",
-	"tx_tls_resync_req",
-	"tx_tls_resync",
-	"tx_tls_resync_bytes",
-	"tx_tls_refilled",
-	"tx_tls_in_clear",
-	"tx_tls_device_drop",
-	"tls_add_unsupported",
-	"tls_add_failed",
-	"tls_add_posted",
-	"tls_add_refused",
-	"tls_recreated",
-	"tls_recreate_failed",
-	"hello",
-	"hello_timeout",
-	"cmd_deferred",
-	"cmd_failed",
-	"cmd_timeout",
-	"events",
-	"events_stale",
-	"tx_drop",
-	"tx_busy",
-	"tx_timeout",
-	"rx_drop_down",
-	"rx_drop_length",
-	"rx_drop_buffers",
-	"rx_drop_ext",
-	"rx_drop_verdict",
-	"rx_drop_header",
-	"rx_drop_nomem",
-	"rx_refill_failed",
-	"rx_pages_reused",
+#define TLSNIC_COUNTER(name)	#name
+#include "tlsnic_counters.h"
+#undef TLSNIC_COUNTER
 };
-
-static_assert(sizeof(struct tlsnic_counters) ==
-	      ARRAY_SIZE(tlsnic_counter_names) * sizeof(atomic64_t));
 
 static const char * const tlsnic_queue_names[] = {
 	"rx%u_packets", "rx%u_bytes", "tx%u_packets", "tx%u_bytes",
@@ -158,11 +106,10 @@ static void tlsnic_get_ethtool_stats(struct net_device *dev,
 				     struct ethtool_stats *stats, u64 *data)
 {
 	struct tlsnic_priv *priv = netdev_priv(dev);
-	const atomic64_t *counters = (const atomic64_t *)&priv->counters;
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(tlsnic_counter_names); i++)
-		*data++ = atomic64_read(&counters[i]);
+		*data++ = atomic64_read(&priv->counters[i]);
 	for (i = 0; i < priv->max_pairs; i++) {
 		tlsnic_queue_stats_read(&priv->rxq[i].stats, data, data + 1);
 		tlsnic_queue_stats_read(&priv->txq[i].stats, data + 2,

@@ -59,7 +59,6 @@ static void tlsnic_get_stats64(struct net_device *dev,
 			       struct rtnl_link_stats64 *total)
 {
 	struct tlsnic_priv *priv = netdev_priv(dev);
-	const struct tlsnic_counters *c = &priv->counters;
 	u64 packets, bytes;
 	unsigned int i;
 
@@ -71,15 +70,15 @@ static void tlsnic_get_stats64(struct net_device *dev,
 		total->rx_packets += packets;
 		total->rx_bytes += bytes;
 	}
-	total->tx_dropped = atomic64_read(&c->tx_drop) +
-			    atomic64_read(&c->tx_tls_drop_no_sync_data) +
-			    atomic64_read(&c->tx_tls_drop_bypass_req);
-	total->rx_dropped = atomic64_read(&c->rx_drop_nomem);
-	total->rx_length_errors = atomic64_read(&c->rx_drop_length) +
-				  atomic64_read(&c->rx_drop_buffers);
-	total->rx_frame_errors = atomic64_read(&c->rx_drop_ext) +
-				 atomic64_read(&c->rx_drop_verdict) +
-				 atomic64_read(&c->rx_drop_header);
+	total->tx_dropped = tlsnic_count(priv, tx_drop) +
+			    tlsnic_count(priv, tx_tls_drop_no_sync_data) +
+			    tlsnic_count(priv, tx_tls_drop_bypass_req);
+	total->rx_dropped = tlsnic_count(priv, rx_drop_nomem);
+	total->rx_length_errors = tlsnic_count(priv, rx_drop_length) +
+				  tlsnic_count(priv, rx_drop_buffers);
+	total->rx_frame_errors = tlsnic_count(priv, rx_drop_ext) +
+				 tlsnic_count(priv, rx_drop_verdict) +
+				 tlsnic_count(priv, rx_drop_header);
 	total->rx_errors = total->rx_length_errors + total->rx_frame_errors;
 }
 
