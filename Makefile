@@ -31,8 +31,8 @@ check: ## format, lint, types, unit tests (no root, no VM; under a minute)
 	$(PY) -m pytest -q -n auto --dist worksteal tests/unit tests/abi tests/device $(ARGS)
 
 test-guest: setup driver-check ## the tests that boot guests
-	@# Emulated guests on a busy machine: what fails is run once more, by itself and said so; it must pass then.
-	$(RUN) -m pytest -v tests/guest $(ARGS) || { echo "== again, the failed ones only =="; \
+	@# Two guests at a time, on a busy machine: what fails is run once more, by itself and said so; it must pass then.
+	$(RUN) -m pytest -v -n 2 --dist loadfile --no-loadscope-reorder tests/guest $(ARGS) || { echo "== again, the failed ones only =="; \
 	    $(RUN) -m pytest -v --last-failed --last-failed-no-failures none tests/guest $(ARGS); }
 
 conformance: setup driver-check ## which items of the kernel's checklist hold, on every kernel (three quarters of an hour); writes build/conformance.json

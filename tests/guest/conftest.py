@@ -1,7 +1,8 @@
-"""Fixtures of the guest tests: one guest with the NIC per session, and what must hold after every test."""
+"""Fixtures of the guest tests: one guest with the NIC per process, and what must hold after every test."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,13 +36,14 @@ def assets() -> Assets:
 
 @pytest.fixture(scope="session")
 def shared_bed(assets: Assets) -> Iterator[Bed]:
-    with running(assets, name="test") as bed:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    with running(assets, name=f"test{worker}") as bed:
         yield bed
 
 
 @pytest.fixture
 def bed(shared_bed: Bed) -> Iterator[Bed]:
-    """The session's guest; after the test nothing of it may be left and nothing may have broken."""
+    """The process' guest; after the test nothing of it may be left and nothing may have broken."""
     yield shared_bed
     assert_settled(shared_bed)
 
