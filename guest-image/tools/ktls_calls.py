@@ -57,13 +57,19 @@ def send_splice(connection, data, write):
 
 
 def send_epoll(connection, data, write):
-    """Without blocking: as much as it takes, then wait for an edge."""
+    """Without blocking: as much as it takes, then wait for an edge.
+
+    The kernel takes a record for sent of which a part found no room, and sends the rest when there is room
+    (tls_device_write_space); a shutdown before that would cut it off. So do not return before.
+    """
     with _edges(connection, select.EPOLLOUT) as wait:
         while data:
             try:
                 data = data[connection.socket.send(data[:write]) :]
             except BlockingIOError:
                 wait()
+    if not select.select([], [connection.socket], [], connection.timeout)[1]:
+        raise OSError(errno.ETIMEDOUT, "no room came")
 
 
 def _shares(data, count, write):
