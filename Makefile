@@ -10,7 +10,7 @@ RUN := setpriv --pdeathsig TERM -- $(PY)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: KERNEL=6.1|6.12|7.2  ACCEL=kvm|tcg  QEMU=system|trixie|bookworm|PATH"
+	@echo "Variables: KERNEL=6.1|6.12|7.2|another  ACCEL=kvm|tcg  QEMU=system|trixie|bookworm|PATH"
 	@echo "           NIC=\"--faults FILE ...\" (run, demo, shell): options for the NIC"
 	@echo "           ARGS=... (tcpdump, wire, ctl, pytest, conformance, mutants, bench)  KERNELS=\"6.1 7.2\" (conformance)"
 	@echo "Missing Debian packages are installed by apt-get, as root or through sudo; nothing else needs root."
@@ -44,7 +44,7 @@ mutants: ## break device and driver on purpose, and see the tests notice; writes
 bench: ## measure (15 minutes); a table, and build/bench.json. ARGS="--only GROUP,...", "--list", "--smoke"
 	@$(HOST) && exec $(RUN) -m bench $(ARGS)
 
-bench-full: ## measure everything, with more rounds (70 minutes)
+bench-full: ## measure everything, with more rounds (70 to 90 minutes)
 	@$(HOST) && exec $(RUN) -m bench --full $(ARGS)
 
 soak: setup ## disorder in a hundred settings and 2,000 sockets at once, on every kernel (half an hour); SEED=n, ARGS

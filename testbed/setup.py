@@ -60,8 +60,8 @@ def prepare(
     check_namespaces()
     with build_lock(say):
         progress = Progress(STAGES, SHELL_STAGES + 1)
-        _stage(progress, f"guest root file system ({image.GUEST_SUITE})", image.build_guest)
         _stage(progress, f"kernel {kernel.name} and its compiler", lambda: image.build_kernel(kernel))
+        _stage(progress, f"guest root file system ({image.GUEST_SUITE})", image.build_guest)
         module = None
         if with_driver:
             _stage(progress, f"driver for {kernel.release}", lambda: driver.build(kernel)[1])

@@ -19,7 +19,7 @@ import re
 import shutil
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.assets import cpio, debian
@@ -74,6 +74,7 @@ KERNELS = {
     )
 }
 DEFAULT_KERNEL = "6.12"
+RELEASE = re.compile(r"linux-image-((\d+\.\d+)\.(\d+)\+deb\d+-amd64)")
 
 
 def words(name: str) -> list[str]:
@@ -83,10 +84,14 @@ def words(name: str) -> list[str]:
 
 
 def kernel_named(name: str) -> Kernel:
-    """Raises SetupError for a kernel that is not offered."""
-    if name not in KERNELS:
-        raise SetupError(f"KERNEL={name} is not offered; choose one of {', '.join(KERNELS)}")
-    return KERNELS[name]
+    """One of those that are tested, or any other version of the newest one's suite. Raises SetupError for nonsense."""
+    if name in KERNELS:
+        return KERNELS[name]
+    *_, newest = KERNELS.values()
+    if not re.fullmatch(r"\d+\.\d+", name):
+        choice = f"{', '.join(KERNELS)}, or another version that {newest.suites[-1]} has, such as 7.0"
+        raise SetupError(f"KERNEL={name} is not offered; choose one of {choice}")
+    return replace(newest, name=name)
 
 
 def build_guest(image: Path = BUILD / "guest.squashfs") -> bool:
@@ -135,11 +140,12 @@ def _release_wanted(kernel: Kernel, log: Path) -> str:
 
 
 def newest_release(kernel: Kernel, packages: Iterable[str]) -> str:
-    """The newest release of the kernel's version of which there is a package. Raises SetupError if there is none."""
-    pattern = re.compile(rf"linux-image-({re.escape(kernel.name)}\.(\d+)\+deb\d+-amd64)")
-    found = [(int(match[2]), match[1]) for match in map(pattern.fullmatch, packages) if match]
+    """The newest release of the kernel's version of which there is a package. Raises SetupError: which there are."""
+    known = [match for match in map(RELEASE.fullmatch, packages) if match]
+    found = [(int(match[3]), match[1]) for match in known if match[2] == kernel.name]
     if not found:
-        raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} has none of that version any more")
+        versions = sorted({match[2] for match in known}, key=lambda version: [int(part) for part in version.split(".")])
+        raise SetupError(f"KERNEL={kernel.name}: Debian's {kernel.suites[-1]} has {', '.join(versions) or 'no kernel'}")
     return max(found)[1]
 
 

@@ -40,7 +40,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["demo", "KERNEL=9.9"], "error: KERNEL=9.9 is not offered; choose one of 6.1, 6.12, 7.2"),
+        (["demo", "KERNEL=next"], "error: KERNEL=next is not offered; choose one of 6.1, 6.12, 7.2"),
         (["demo", "ACCEL=x"], "error: ACCEL=x: choose kvm or tcg"),
         (["demo", "QEMU=/nonexistent"], "error: QEMU /nonexistent: No such file or directory"),
         (["demo", "QEMU=/bin/true"], "error: not a QEMU: it says 'true (GNU coreutils"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -76,9 +77,17 @@ def test_payload_carries_driver_agent_and_tools(tmp_path: Path) -> None:
     }
 
 
-def test_unknown_kernel_is_one_line_with_the_choice() -> None:
-    with pytest.raises(SetupError, match=r"KERNEL=5\.10 is not offered; choose one of 6\.1, 6\.12, 7\.2"):
-        image.kernel_named("5.10")
+@pytest.mark.parametrize("name", ["6", "6.1.2", "../6.1", "6.12-rt", "newest"])
+def test_what_is_no_kernel_is_one_line_with_the_choice(name: str) -> None:
+    choice = "choose one of 6.1, 6.12, 7.2, or another version that trixie-backports has, such as 7.0"
+    with pytest.raises(SetupError, match=re.escape(f"KERNEL={name} is not offered; {choice}")):
+        image.kernel_named(name)
+
+
+def test_other_versions_are_of_the_suite_that_has_many() -> None:
+    kernel = image.kernel_named("6.19")
+    assert (kernel.name, kernel.suites, kernel.moves_on) == ("6.19", ("trixie", "trixie-backports"), True)
+    assert kernel.folder.name == "kernel-6.19"
 
 
 def test_of_a_version_that_its_suite_has_left_the_newest_release_is_taken() -> None:
@@ -86,8 +95,11 @@ def test_of_a_version_that_its_suite_has_left_the_newest_release_is_taken() -> N
     releases = ["7.2.9+deb13", "7.2.12+deb13", "7.2.11+deb13", "7.20.1+deb13", "7.3.4+deb13", "6.12.99+deb13"]
     names = [f"linux-image-{release}-{kind}" for release in releases for kind in ("amd64", "cloud-amd64", "amd64-dbg")]
     assert image.newest_release(kernel, ["linux-image-amd64", *names]) == "7.2.12+deb13-amd64"
-    with pytest.raises(SetupError, match=r"KERNEL=7\.2: Debian's trixie-backports has none of that version any more"):
-        image.newest_release(kernel, [name for name in names if "-7.2." not in name])
+    left = [name for name in names if "-7.2." not in name]
+    with pytest.raises(SetupError, match=r"^KERNEL=7\.2: Debian's trixie-backports has 6\.12, 7\.3, 7\.20$"):
+        image.newest_release(kernel, left)
+    with pytest.raises(SetupError, match=r"^KERNEL=7\.2: Debian's trixie-backports has no kernel$"):
+        image.newest_release(kernel, ["linux-image-amd64"])
 
 
 def test_a_mirror_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
