@@ -44,7 +44,7 @@ mutants: ## break device and driver on purpose, and see the tests notice; writes
 bench: ## measure (15 minutes); a table, and build/bench.json. ARGS="--only GROUP,...", "--list", "--smoke"
 	@$(HOST) && exec $(RUN) -m bench $(ARGS)
 
-bench-full: ## measure everything, with more rounds (70 to 90 minutes)
+bench-full: ## measure everything, with more rounds (70 to 100 minutes)
 	@$(HOST) && exec $(RUN) -m bench --full $(ARGS)
 
 soak: setup ## disorder in a hundred settings and 2,000 sockets at once, on every kernel (half an hour); SEED=n, ARGS
