@@ -1,4 +1,5 @@
-"""Where the guest's processors are during bulk transfers: the share of our driver, of the kernel's TLS, of copies.
+"""Where the guest's processors are during transfers, bulk and small: the share of our driver, of the kernel's TLS, of
+copies.
 
 Figures are shares of the samples in which a processor was busy. `details` has all parts and the functions that were
 seen most. Nothing here has a goal: it shows where a driver could help, and where not.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Final
@@ -16,10 +17,11 @@ from typing import Final
 from bench.registry import Group, Measured, Session, interleaved
 from bench.speed_bed import GUEST_FOLDER, SpeedBed, speed_bed
 from bench.speed_bulk import ARMS, warm_up
-from bench.speed_run import Arm, Timing, transfer
+from bench.speed_run import Timing, transfer
+from bench.speed_small import MODES, small_transfers
 from testbed.errors import BedError
 
-PROFILED: Final = {name: what for name, what in ARMS.items() if name.partition("_")[0] in ("plain", "offload")}
+BULK: Final = {name: what for name, what in ARMS.items() if name.partition("_")[0] in ("plain", "offload")}
 COPIES: Final = frozenset(("rep_movs_alternative", "copy_to_nontemporal", "copy_user_generic", "memcpy", "memcpy_orig"))
 CLEARS: Final = frozenset(("clear_page_orig", "clear_page_rep", "clear_page_erms", "memset", "memset_orig"))
 SHOWN: Final = 25  # functions
@@ -55,17 +57,32 @@ def middle(rounds: Sequence[Mapping[str, float]], most: int) -> dict[str, float]
     return dict(found.most_common(most))
 
 
-def profile(session: Session, bed: SpeedBed, name: str, what: Arm, number: int) -> dict[str, dict[str, float]]:
-    """One transfer and what was sampled meanwhile."""
+def bulk(bed: SpeedBed, name: str, number: int) -> None:
+    """A transfer of an arm of BULK."""
+    transfer(bed, BULK[name], SAMPLED, f"{name} profiled {number}")
+
+
+def small(bed: SpeedBed, mode: str, number: int) -> None:
+    """Short connections that send, in a mode of MODES."""
+    small_transfers(bed, "tx", mode, SAMPLED.warm + SAMPLED.seconds, number)
+
+
+def profile(
+    session: Session, bed: SpeedBed, name: str, run: Callable[[int], None], number: int
+) -> dict[str, dict[str, float]]:
+    """One run of an arm and what was sampled meanwhile."""
     command = ["python3", "-m", "testbed.peers.speed_profile", str(SAMPLED.seconds - 0.5)]
     sampler = bed.bed.agent.spawn(command, cwd=GUEST_FOLDER)
-    transfer(bed, what, SAMPLED, f"{name} profiled {number}")
+    run(number)
     said = bytearray()
     while piece := sampler.read(30):
         said += piece
     if not said:
         raise BedError(f"the sampler in the guest: {bytes(sampler.stderr).decode(errors='replace')[-500:]}")
-    found = shares(json.loads(said)["functions"])
+    sampled = json.loads(said)
+    found = shares(sampled["functions"])
+    busy = sum(sampled["functions"].values())
+    found["processors"] = {"idle": 100 * sampled["idle"] / (busy + sampled["idle"])}
     driver, tls = (found["parts"].get(name, 0.0) for name in ("driver", "tls"))
     session.say(f"  round {number + 1}, {name}: driver {driver:.1f} %, tls {tls:.1f} % of what is busy")
     return found
@@ -74,15 +91,16 @@ def profile(session: Session, bed: SpeedBed, name: str, what: Arm, number: int) 
 def measure(session: Session) -> Iterator[Measured]:
     """The group."""
     bed = session.guest(speed_bed)
-    arms = {name: PROFILED[name] for name in list(PROFILED)[: 2 if session.smoke else None]}
-    warm_up(session, bed, arms)
-    runs = {name: partial(profile, session, bed, name, what) for name, what in arms.items()}
+    arms = {name: partial(bulk, bed, name) for name in list(BULK)[: 2 if session.smoke else None]}
+    warm_up(session, bed, {name: BULK[name] for name in arms})
+    arms |= {f"small_{mode}": partial(small, bed, mode) for mode in MODES}
+    runs = {name: partial(profile, session, bed, name, run) for name, run in arms.items()}
     for name, rounds in interleaved(runs, session.rounds()).items():
-        details = {kind: middle([one[kind] for one in rounds], SHOWN) for kind in ("parts", "functions")}
+        details = {kind: middle([one[kind] for one in rounds], SHOWN) for kind in rounds[0]}
         driver = [one["parts"].get("driver", 0.0) for one in rounds]
         yield Measured(f"guest_share_driver_{name}", "%", driver, details=details)
 
 
 GROUP: Final = Group(
-    "speed-profile", "guest", "where the guest's processors are in bulk transfers", measure, only_full=True
+    "speed-profile", "guest", "where the guest's processors are in transfers, bulk and small", measure, only_full=True
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, Final
 
 from bench.guest_capacity import installs
 from bench.registry import Group, Measured, Session, interleaved, ratios
-from bench.speed_bed import NIC, QEMU, Link, SpeedBed, speed_bed
+from bench.speed_bed import NIC, QEMU, Link, SpeedBed, speed_bed, used
 from bench.speed_bulk import timing
 from bench.speed_run import CIPHER, MARGIN, Look
 from testbed.errors import BedError
@@ -44,17 +46,26 @@ def round_trip(session: Session, bed: SpeedBed, link: Link, number: int) -> floa
     return 1e6 * float(times["median"])
 
 
-def small_transfers(session: Session, bed: SpeedBed, direction: str, mode: str, number: int) -> float:
-    """Connections per second, each with LARGE bytes in a direction, SMALL in the other, and TLS both ways."""
+@dataclass(frozen=True)
+class Connections:
+    """Short ones, one after the other: how many `per_second`, and by process the microseconds that one takes of it."""
+
+    per_second: float
+    cpu: Mapping[str, float]
+
+
+def small_transfers(bed: SpeedBed, direction: str, mode: str, seconds: float, number: int) -> Connections:
+    """Connections with LARGE bytes in a direction, SMALL in the other, and TLS both ways."""
     for name in BOTH:
         bed.offload(name, MODES[mode])
     keys = FlowKeys.from_seed(CIPHER, f"small {direction} {mode} {number}").as_job(*BOTH)
     up, down = SIZES[direction]
-    guest = {"do": "small", "connect": [NIC.host, bed.wire.port], "seconds": timing(session).seconds, **keys}
-    before = Look.at(bed, NIC)
+    guest = {"do": "small", "connect": [NIC.host, bed.wire.port], "seconds": seconds, **keys}
+    before, cpu = Look.at(bed, NIC), used(bed)
     found, served = bed.run(
         guest | {"up": up, "down": down}, {"do": "serve_small", "up": up, "down": down, "peer_keys": keys["keys"]}
     )
+    cpu = {name: 1e6 * (now - cpu[name]) / found["count"] for name, now in used(bed).items()}
     wait_until(lambda: not bed.bed.nic.contexts(), "the device's contexts are gone")
     counted = Look.at(bed, NIC).since(before)
     where, other = ("Device", "Sw") if MODES[mode] else ("Sw", "Device")
@@ -63,9 +74,19 @@ def small_transfers(session: Session, bed: SpeedBed, direction: str, mode: str, 
             raise BedError(f"{mode}: {found['count']} connections, and the kernel says {dict(counted.tls)}")
     if found["count"] != served["count"] or counted.tls["TlsDecryptError"]:
         raise BedError(f"{mode}: {found['count']} connections, the wire has {served['count']}; {dict(counted.tls)}")
-    rate = float(found["rate"])
-    session.say(f"  round {number + 1}, {LARGE} bytes {direction} per connection, {mode}: {rate:.0f}/s")
-    return rate
+    return Connections(float(found["rate"]), cpu)
+
+
+def short_connections(session: Session, bed: SpeedBed, direction: str, mode: str, number: int) -> Connections:
+    """An arm: small_transfers, and a line about it."""
+    found = small_transfers(bed, direction, mode, timing(session).seconds, number)
+    session.say(f"  round {number + 1}, {LARGE} bytes {direction} per connection, {mode}: {found.per_second:.0f}/s")
+    return found
+
+
+def processes(outcomes: Sequence[Connections]) -> dict[str, float]:
+    """Microseconds that a connection takes of each process, medians."""
+    return {name: round(median(one.cpu[name] for one in outcomes), 1) for name in outcomes[0].cpu}
 
 
 def install_times(session: Session, bed: SpeedBed, mode: str, number: int) -> float:
@@ -102,9 +123,12 @@ def measure(session: Session) -> Iterator[Measured]:
         found = interleaved(arms, rounds)
         yield from compared(f"{name}_over_qemu", (f"{name}_nic", f"{name}_qemu"), unit, found, facts)
     for direction, name in (("tx", "small_transfer"), ("rx", "small_transfer_rx")):
-        arms = {f"{name}_{mode}": partial(small_transfers, session, bed, direction, mode) for mode in MODES}
-        found = interleaved(arms, rounds)
-        yield from compared(f"{name}_over_software", (f"{name}_offload", f"{name}_software"), "1/s", found, facts)
+        shorts = {f"{name}_{mode}": partial(short_connections, session, bed, direction, mode) for mode in MODES}
+        results = interleaved(shorts, rounds)
+        found = {arm: [one.per_second for one in outcomes] for arm, outcomes in results.items()}
+        cpu = {arm: processes(outcomes) for arm, outcomes in results.items()}
+        figure, pair = f"{name}_over_software", (f"{name}_offload", f"{name}_software")
+        yield from compared(figure, pair, "1/s", found, {**facts, "cpu_us_per_connection": cpu})
     arms = {f"install_time_{mode}": partial(install_times, session, bed, mode) for mode in MODES}
     found = interleaved(arms, rounds)
     names = "install_time_offload", "install_time_software"

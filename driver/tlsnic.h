@@ -47,7 +47,7 @@
 #define TLSNIC_CMD_TIMEOUT	(2 * HZ)
 #define TLSNIC_CMD_LOOK		(200 * NSEC_PER_USEC)
 /* Within which the device hears of what nobody waits for */
-#define TLSNIC_CMD_LATE		msecs_to_jiffies(4)
+#define TLSNIC_CMD_LATE		msecs_to_jiffies(25)
 #define TLSNIC_HELLO_TIMEOUT	(1 * HZ)
 #define TLSNIC_HELLO_ATTEMPTS	3
 
@@ -148,6 +148,7 @@ struct tlsnic_ctx {
 	bool on_device;			/* the device holds this generation */
 	bool refused;			/* by an event: software for good */
 	struct tlsnic_txq *add_queue;	/* where its CTX_ADD went, if it did */
+	int home;			/* its socket's tx queue, or -1 */
 	/* tx only */
 	struct tlsnic_cmd *prepared;	/* CTX_ADD, for its first packet */
 	bool in_sync;			/* expected_seq is meaningful */
@@ -389,6 +390,7 @@ bool tlsnic_slots_await(struct tlsnic_priv *priv, unsigned int freed,
 			unsigned long deadline);
 
 /* tlsnic_ctx.c */
+struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx);
 void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues);
 int tlsnic_ctx_install(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx);
 void tlsnic_ctx_remove(struct tlsnic_ctx *ctx);

@@ -6,7 +6,7 @@
  * sleeps: where the ring is full, the command waits in a list that the tx NAPI
  * empties in order. Commands of one queue take effect in the order they were
  * posted; a delete, for one, may be posted and forgotten. All use queue 0, but
- * a tx context's, which follow its CTX_ADD (tlsnic_ctx.c).
+ * a context's, which follow its CTX_ADD (tlsnic_ctx.c).
  */
 #include <linux/sched/clock.h>
 #include <linux/slab.h>
@@ -256,7 +256,8 @@ void tlsnic_cmd_post(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 
 /*
  * As tlsnic_cmd_post(), for what nobody waits for: a kick is an exit to the
- * hypervisor, and the next one of this queue, for a packet mostly, will do.
+ * hypervisor. The next one of this queue, for a packet mostly, will do, and the
+ * device looks into the ring before it takes frames from the wire.
  */
 void tlsnic_cmd_post_late(struct tlsnic_txq *q, struct tlsnic_cmd *cmd)
 {

@@ -143,7 +143,7 @@ static int tlsnic_leave_queues(struct tlsnic_priv *priv, unsigned int pairs)
 	mutex_lock(&priv->ctx_mutex);
 	err = tlsnic_drain(priv, pairs);
 	if (!err)
-		priv->cmd_queues = pairs;
+		WRITE_ONCE(priv->cmd_queues, pairs);
 	mutex_unlock(&priv->ctx_mutex);
 	return err;
 }

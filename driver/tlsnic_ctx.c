@@ -8,10 +8,10 @@
  * command may take, or queues that go to be empty.
  *
  * A device that takes posted adds (TLSNIC_CAP_POSTED_ADD) is not waited for. An
- * rx context is posted at once, since packets may be on their way; a tx context
- * is prepared, and goes through the ring of its first packet, directly before
- * it. Queues are not ordered among one another, so a context's later commands
- * take the queue of its CTX_ADD.
+ * rx context is posted at once, but without a kick: the device looks before it
+ * takes a frame. A tx context is prepared, and goes through the ring of its
+ * first packet, directly before it. Queues are not ordered among one another,
+ * so a context's later commands take the queue of its CTX_ADD.
  */
 #include <linux/slab.h>
 
@@ -24,25 +24,37 @@
 void tlsnic_ctx_use_queues(struct tlsnic_priv *priv, unsigned int queues)
 {
 	mutex_lock(&priv->ctx_mutex);
-	priv->cmd_queues = queues;
+	WRITE_ONCE(priv->cmd_queues, queues);
 	mutex_unlock(&priv->ctx_mutex);
 }
 
 /*
  * The queue for what follows the context's CTX_ADD, or NULL if none was sent.
  * One that was taken out of use is drained, so any will do. Under ctx_mutex,
- * held until it is posted.
+ * held until it is posted; else it may end in a queue that is just going.
  */
-static struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx)
+struct tlsnic_txq *tlsnic_ctx_queue(struct tlsnic_ctx *ctx)
 {
 	struct tlsnic_txq *q;
 
 	spin_lock_bh(&ctx->lock);
 	q = ctx->add_queue;
 	spin_unlock_bh(&ctx->lock);
-	if (q && q->index >= ctx->priv->cmd_queues)
+	if (q && q->index >= READ_ONCE(ctx->priv->cmd_queues))
 		return &ctx->priv->txq[0];
 	return q;
+}
+
+/*
+ * The queue for a new context's commands: that of its socket's packets, which
+ * bring the kick and take back what is done. Under ctx_mutex.
+ */
+static struct tlsnic_txq *tlsnic_ctx_home(const struct tlsnic_ctx *ctx)
+{
+	struct tlsnic_priv *priv = ctx->priv;
+	bool known = ctx->home >= 0 && ctx->home < priv->cmd_queues;
+
+	return &priv->txq[known ? ctx->home : 0];
 }
 
 /*
@@ -131,10 +143,12 @@ static int tlsnic_ctx_take_slot(struct tlsnic_priv *priv,
 	if (later)
 		ctx->prepared = add;
 	else
-		ctx->add_queue = &priv->txq[0];
+		ctx->add_queue = tlsnic_ctx_home(ctx);
 	rcu_assign_pointer(slot->ctx, ctx);
-	if (!later)
-		tlsnic_cmd_post(&priv->txq[0], add);
+	if (!posts)
+		tlsnic_cmd_post(ctx->add_queue, add);
+	else if (!later)
+		tlsnic_cmd_post_late(ctx->add_queue, add);
 	if (posts)
 		tlsnic_inc(priv, tls_add_posted);
 unlock:
@@ -201,7 +215,7 @@ static int tlsnic_ctx_publish(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 		err = tlsnic_ctx_take_slot(priv, ctx, add, posts);
 	} while (err == -ENOSPC && tlsnic_slots_await(priv, freed, deadline));
 	if (!err && !posts) {
-		err = tlsnic_ctx_await_add(ctx, &priv->txq[0], add);
+		err = tlsnic_ctx_await_add(ctx, ctx->add_queue, add);
 		if (err)
 			tlsnic_ctx_withdraw(ctx);
 	}

@@ -141,6 +141,7 @@ static int tlsnic_prepare(struct tlsnic_priv *priv, struct tlsnic_ctx *ctx,
 	ctx->dir = (enum tlsnic_dir)direction;
 	ctx->add.dir = ctx->dir;
 	ctx->add.start_seq = cpu_to_le32(start_seq);
+	ctx->home = sk_tx_queue_get(sk);
 	/* the device may have another by now: let both go by this one */
 	if (ctx->dir == TLSNIC_DIR_RX)
 		ctx->add.rx_personality = READ_ONCE(priv->rx_personality);

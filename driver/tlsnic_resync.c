@@ -107,7 +107,9 @@ void tlsnic_resync_stop(struct tlsnic_ctx *ctx)
 	tlsnic_attempt_cancel(ctx);
 	ctx->sk = NULL;
 	spin_unlock_bh(&ctx->lock);
-	cancel_delayed_work_sync(&ctx->attempt_look);
+	/* the others have no attempts */
+	if (ctx->sync_type == TLS_OFFLOAD_SYNC_TYPE_DRIVER_REQ_ASYNC)
+		cancel_delayed_work_sync(&ctx->attempt_look);
 }
 
 /*
@@ -187,6 +189,8 @@ int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 			 u64 rcd_sn)
 {
 	struct tlsnic_rx_resync body = { .rcd_sn = cpu_to_le64(rcd_sn) };
+	/* may not sleep for ctx_mutex: one that is lost, the stack repeats */
+	struct tlsnic_txq *q = tlsnic_ctx_queue(ctx);
 	struct tlsnic_cmd *cmd;
 
 	if (READ_ONCE(ctx->refused))
@@ -204,6 +208,6 @@ int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 	}
 	tlsnic_command_handle(cmd, ctx->slot, READ_ONCE(ctx->generation));
 	cmd->complete = tlsnic_resync_done;
-	tlsnic_cmd_post(&ctx->priv->txq[0], cmd);
+	tlsnic_cmd_post(q ?: &ctx->priv->txq[0], cmd);
 	return 0;
 }

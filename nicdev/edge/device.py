@@ -62,7 +62,7 @@ class Device:
         self._settles: list[Callable[[], None]] = [partial(self._signal_late, pair) for pair in self.pairs]
         self._owing = [False] * queue_pairs  # a signal that waits
         self._placed: list[Callable[[], None]] = [partial(self._publish_rx, pair) for pair in self.pairs]
-        port.receiver = self._from_port
+        port.receiver, port.before_frames = self._from_port, self._look
 
     # -- callbacks of the vhost-user protocol --------------------------------------------------------------------------
 
@@ -145,6 +145,12 @@ class Device:
             self._ring_failed(2 * pair.index + 1, Counter.TX_RING_ERRORS, error)
         if self.nic.messages:
             self._flush_messages()
+
+    def _look(self) -> None:
+        """Frames are about to come. A context that was posted for them without a kick must be there first."""
+        for pair in self.pairs:
+            if pair.tx is not None and pair.tx.waiting:
+                self._drain(pair)
 
     def _signal_sent(self, pair: QueuePair) -> None:
         """The guest is told that its packets are gone, if it still wants to be."""

@@ -3,7 +3,8 @@
 A port carries Packets: a 12-byte virtio_net_hdr and an Ethernet frame of up to 64 KiB. The header keeps segmentation
 and checksum work undone where the other side can take it. `receiver` is set by the device: it gets header and frame
 in writable memory, valid until it returns, and answers whether it can take more; after False the port keeps silent
-until `resume`.
+until `resume`. `before_frames`, the device's too, is called before a burst of them: what the guest posted until then
+comes first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Port:
 
     def __init__(self) -> None:
         self.receiver: Receiver = lambda _header, _frame: True
+        self.before_frames: Callable[[], None] = lambda: None
 
     def send(self, packet: Packet) -> bool:
         """Transmit one frame; False when it could not be."""
@@ -78,6 +80,7 @@ class PairPort(Port):
 
     def _hand_over(self) -> None:
         """Give the device what waits, as far as it takes it."""
+        self.before_frames()
         while self._waiting and not self._silent:
             header, frame = self._waiting.popleft()
             self._silent = not self.receiver(memoryview(header), memoryview(frame))

@@ -38,6 +38,7 @@ class FaultyPort(Port):
         self._waiting: deque[tuple[bytearray, bytearray]] = deque()  # for the device
         self.tell: Callable[[EventCode], None] = lambda code: None  # the driver
         inner.receiver = self._from_inner
+        inner.before_frames = self._before_inner
 
     # -- scenarios ----------------------------------------------------------------------------------------------------
 
@@ -99,6 +100,9 @@ class FaultyPort(Port):
     def _transmit(self, parcel: Parcel) -> None:
         if not self._inner.send(Packet(parcel.header, parcel.frame)):
             self._nic.stats.add(Counter.TX_DROP_PORT)
+
+    def _before_inner(self) -> None:
+        self.before_frames()  # which is set later
 
     def _from_inner(self, header: memoryview, frame: memoryview) -> bool:
         director = self._director

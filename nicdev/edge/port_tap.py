@@ -90,6 +90,7 @@ class TapPort(Port):
     def _on_readable(self) -> None:
         read, buffer, size = self._read, self._buffer, vnet.VNET_HDR.size
         header = buffer[:size]
+        self.before_frames()
         for _ in range(BURST):
             n = read(buffer)
             if n is None:

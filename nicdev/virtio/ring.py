@@ -344,6 +344,11 @@ class SplitRing:
         """How many chains have been shown since the last signal."""
         return (self._published - self._told) & 0xFFFF
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a chain to take."""
+        return self._avail[_IDX] != self._next
+
     # -- kicks -----------------------------------------------------------------------------------------------------
 
     def suppress_kicks(self) -> None:

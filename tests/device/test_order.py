@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -16,11 +18,25 @@ from scapy.layers.l2 import ARP
 
 from nicdev import abi
 from nicdev.edge.loop import Loop
-from nicdev.edge.port import Port
+from nicdev.edge.port import PairPort, Port
+from nicdev.edge.port_faulty import FaultyPort
+from nicdev.edge.port_tap import TapPort
 from nicdev.nic import Packet
 from tests.device.test_device_hostile import BUFFERS, PLAIN, Guest, rounds
 from tests.support.ether import ETH
-from tests.support.nic_chains import GUEST, PEER, START, add, hello, marked, record, segment
+from tests.support.nic_chains import (
+    GUEST,
+    PEER,
+    START,
+    add,
+    command,
+    ctx_add,
+    hello,
+    make_nic,
+    marked,
+    record,
+    segment,
+)
 
 COUNT = 200
 CHAINS = BUFFERS + 0x20000
@@ -162,3 +178,60 @@ def test_rx_keeps_the_order_and_holds_nothing_back(guest: Guest, personality: ab
         assert decrypted or frame == wire
         marks.add(decrypted)
     assert marks == {True, False}
+
+
+class Datagrams(TapPort):
+    """A tap as far as reading goes: frames come from a socket, and nobody asks it for offloads."""
+
+    def features_changed(self, accepted: int) -> None:
+        pass
+
+
+@contextmanager
+def on_a_tap(loop: Loop) -> Iterator[tuple[Port, Callable[[bytes], object]]]:
+    """A port, and what sends it a frame."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.setblocking(False)
+    with theirs:
+        yield Datagrams(loop, ours.detach()), lambda frame: theirs.sendall(PLAIN + frame)
+
+
+@contextmanager
+def on_a_cable(loop: Loop) -> Iterator[tuple[Port, Callable[[bytes], object]]]:
+    near, far = PairPort.create(loop)
+    yield near, lambda frame: far.send(Packet(PLAIN, memoryview(frame)))
+
+
+@pytest.mark.parametrize("director", [False, True])
+@pytest.mark.parametrize("made", [on_a_tap, on_a_cable])
+def test_what_was_posted_without_a_kick_comes_before_a_frame(
+    loop: Loop,
+    made: Callable[[Loop], AbstractContextManager[tuple[Port, Callable[[bytes], object]]]],
+    director: bool,
+) -> None:
+    """A context for what is about to come: its driver need not tell the device of it (docs/device.md, Posted adds)."""
+    with made(loop) as (port, send):
+        posted_in_silence(loop, port, send, director)
+        port.close()
+
+
+def posted_in_silence(loop: Loop, port: Port, send: Callable[[bytes], object], director: bool) -> None:
+    guest = Guest(loop, FaultyPort(loop, port, make_nic()) if director else port)
+    guest.start(0)
+    guest.start(1)
+    guest.offer(2)
+    guest.transmit(hello())
+    rounds(loop)
+    assert len(guest.queues[0].collect()) == 1
+    post(guest, 0, PLAIN + segment(b"clear"))
+    post(guest, 1, bytes(command(abi.Opcode.CTX_ADD, body=ctx_add(abi.Direction.RX))))
+    guest.queues[1].publish()
+    rounds(loop)
+    assert len(guest.nic.table) == 0, "nobody has looked"
+    send(segment(record(b"text", sealed=True), outgoing=False))
+    rounds(loop)
+    assert len(guest.queues[1].collect()) == 3
+    ((_, written),) = guest.queues[0].collect()
+    got = bytes(guest.ram[BUFFERS + ROOM : BUFFERS + ROOM + written])
+    assert got[13] & abi.RxTlsFlag.DECRYPTED
+    assert b"text" in got

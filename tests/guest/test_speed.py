@@ -34,7 +34,8 @@ def test_smoke_run_of_the_profile(tmp_path: Path) -> None:
     assert main(["--smoke", "--only", speed_profile.GROUP.name, "--output", str(path)]) == 0
     figures = json.loads(path.read_text())["figures"]
     parts = {name: figure["details"]["parts"] for name, figure in figures.items()}
-    assert set(parts) == {"guest_share_driver_plain_tx", "guest_share_driver_offload_tx"}
+    arms = ("plain_tx", "offload_tx", "small_offload", "small_software")
+    assert set(parts) == {f"guest_share_driver_{arm}" for arm in arms}
     assert all(99 < sum(found.values()) < 101 for found in parts.values())
     assert all({"driver", "copies", "rest of the kernel"} <= set(found) for found in parts.values())
     assert parts["guest_share_driver_offload_tx"]["tls"] > parts["guest_share_driver_plain_tx"].get("tls", 0)
