@@ -2,7 +2,8 @@
 copies.
 
 Figures are shares of the samples in which a processor was busy. `details` has all parts and the functions that were
-seen most. Nothing here has a goal: it shows where a driver could help, and where not.
+seen most; of short connections also the microseconds that one spends inside of STEPS, some of which are inside others.
+Nothing here has a goal: it shows where a driver could help, and where not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,24 @@ from testbed.errors import BedError
 BULK: Final = {name: what for name, what in ARMS.items() if name.partition("_")[0] in ("plain", "offload")}
 COPIES: Final = frozenset(("rep_movs_alternative", "copy_to_nontemporal", "copy_user_generic", "memcpy", "memcpy_orig"))
 CLEARS: Final = frozenset(("clear_page_orig", "clear_page_rep", "clear_page_erms", "memset", "memset_orig"))
+STEPS: Final = (
+    "inet_stream_connect",
+    "tls_setsockopt [tls]",
+    "tls_sw_fallback_init [tls]",
+    "tlsnic_tls_add [tlsnic]",
+    "tls_sw_sendmsg [tls]",
+    "tls_device_sendmsg [tls]",
+    "tlsnic_start_xmit [tlsnic]",
+    "tls_sw_recvmsg [tls]",
+    "inet_release",
+    "tlsnic_tls_del [tlsnic]",
+    "__sk_destruct",
+    "process_one_work",
+    "tlsnic_rx_poll [tlsnic]",
+    "tlsnic_tx_poll [tlsnic]",
+    "native_queued_spin_lock_slowpath",
+    "user",
+)
 SHOWN: Final = 25  # functions
 SAMPLED: Final = Timing(1.0, 2.5)  # the sampler needs most of a second to start in the guest
 
@@ -62,15 +81,16 @@ def bulk(bed: SpeedBed, name: str, number: int) -> None:
     transfer(bed, BULK[name], SAMPLED, f"{name} profiled {number}")
 
 
-def small(bed: SpeedBed, mode: str, number: int) -> None:
-    """Short connections that send, in a mode of MODES."""
-    small_transfers(bed, "tx", mode, SAMPLED.warm + SAMPLED.seconds, number)
+def small(bed: SpeedBed, mode: str, number: int) -> float:
+    """Short connections that send, in a mode of MODES; microseconds of the guest's processors for one."""
+    return small_transfers(bed, "tx", mode, SAMPLED.warm + SAMPLED.seconds, number).cpu["vcpus"]
 
 
 def profile(
-    session: Session, bed: SpeedBed, name: str, run: Callable[[int], None], number: int
+    session: Session, bed: SpeedBed, name: str, run: Callable[[int], float | None], number: int
 ) -> dict[str, dict[str, float]]:
-    """One run of an arm and what was sampled meanwhile."""
+    """One run of an arm and what was sampled meanwhile. What the arm costs is told by a run without the sampler."""
+    cost = run(number) if name.startswith("small_") else None  # us
     command = ["python3", "-m", "testbed.peers.speed_profile", str(SAMPLED.seconds - 0.5)]
     sampler = bed.bed.agent.spawn(command, cwd=GUEST_FOLDER)
     run(number)
@@ -83,6 +103,8 @@ def profile(
     found = shares(sampled["functions"])
     busy = sum(sampled["functions"].values())
     found["processors"] = {"idle": 100 * sampled["idle"] / (busy + sampled["idle"])}
+    if cost is not None:
+        found["us_per_connection"] = {step: cost * sampled["inside"].get(step, 0) / busy for step in STEPS}
     driver, tls = (found["parts"].get(name, 0.0) for name in ("driver", "tls"))
     session.say(f"  round {number + 1}, {name}: driver {driver:.1f} %, tls {tls:.1f} % of what is busy")
     return found
@@ -91,8 +113,9 @@ def profile(
 def measure(session: Session) -> Iterator[Measured]:
     """The group."""
     bed = session.guest(speed_bed)
-    arms = {name: partial(bulk, bed, name) for name in list(BULK)[: 2 if session.smoke else None]}
-    warm_up(session, bed, {name: BULK[name] for name in arms})
+    wanted = list(BULK)[: 2 if session.smoke else None]
+    warm_up(session, bed, {name: BULK[name] for name in wanted})
+    arms: dict[str, Callable[[int], float | None]] = {name: partial(bulk, bed, name) for name in wanted}
     arms |= {f"small_{mode}": partial(small, bed, mode) for mode in MODES}
     runs = {name: partial(profile, session, bed, name, run) for name, run in arms.items()}
     for name, rounds in interleaved(runs, session.rounds()).items():

@@ -1,4 +1,8 @@
-"""What bulk does not show: small packets, round trips, short connections, and how long it takes to begin with TLS."""
+"""What bulk does not show: small packets, round trips, short connections, and how long it takes to begin with TLS.
+
+`..._guest_bound` is the guest's own processor time for a connection with TLS in software over that with offload: what
+would be left of the ratio if all outside the guest took no time.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +133,8 @@ def measure(session: Session) -> Iterator[Measured]:
         cpu = {arm: processes(outcomes) for arm, outcomes in results.items()}
         figure, pair = f"{name}_over_software", (f"{name}_offload", f"{name}_software")
         yield from compared(figure, pair, "1/s", found, {**facts, "cpu_us_per_connection": cpu})
+        busy = {arm: [one.cpu["vcpus"] for one in outcomes] for arm, outcomes in results.items()}
+        yield Measured(f"{figure}_guest_bound", "x", ratios(busy[pair[1]], busy[pair[0]]), found[pair[1]], facts)
     arms = {f"install_time_{mode}": partial(install_times, session, bed, mode) for mode in MODES}
     found = interleaved(arms, rounds)
     names = "install_time_offload", "install_time_software"

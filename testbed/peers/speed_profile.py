@@ -2,7 +2,8 @@
 
     python3 -m testbed.peers.speed_profile SECONDS
 
-prints {"idle": n, "functions": {"name" or "name [module]": n, "user": n}}. The clock's interrupt takes the samples
+prints {"idle": n, "functions": {"name" or "name [module]": n, "user": n}, "inside": the same}. A sample belongs to one
+function, and is inside all those of the kernel that had called it. The clock's interrupt takes the samples
 (perf_event_open(2), PERF_COUNT_SW_CPU_CLOCK), so what runs with interrupts disabled is seen at its end.
 """
 
@@ -19,8 +20,9 @@ import sys
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Final
 
 # linux/perf_event.h
@@ -28,11 +30,14 @@ SYSCALL: Final = {"x86_64": 298, "aarch64": 241}
 PERF_TYPE_SOFTWARE: Final = 1
 PERF_COUNT_SW_CPU_CLOCK: Final = 0
 PERF_SAMPLE_IP: Final = 1 << 0
+PERF_SAMPLE_CALLCHAIN: Final = 1 << 5
 PERF_RECORD_SAMPLE: Final = 9
 PERF_EVENT_IOC_ENABLE: Final = 0x2400
 PERF_EVENT_IOC_DISABLE: Final = 0x2401
 FLAG_DISABLED: Final = 1 << 0
 FLAG_FREQ: Final = 1 << 10
+FLAG_EXCLUDE_CALLCHAIN_USER: Final = 1 << 22
+PERF_CONTEXT_MAX: Final = (1 << 64) - 4095  # from here on no address, but a mark in a call chain
 ATTR: Final = struct.Struct("=IIQQQQQ80x")  # type, size, config, sample_freq, sample_type, read_format, flags
 DATA_HEAD, DATA_OFFSET = 1024, 1040  # in struct perf_event_mmap_page
 RECORD: Final = struct.Struct("=IHH")  # struct perf_event_header: type, misc, size
@@ -45,8 +50,9 @@ KERNEL: Final = 1 << 63
 
 def opened(processor: int) -> tuple[int, mmap.mmap]:
     """A clock of this processor that does not run yet, and where its samples go. Raises OSError."""
-    flags = FLAG_DISABLED | FLAG_FREQ
-    packed = ATTR.pack(PERF_TYPE_SOFTWARE, ATTR.size, PERF_COUNT_SW_CPU_CLOCK, HERTZ, PERF_SAMPLE_IP, 0, flags)
+    flags = FLAG_DISABLED | FLAG_FREQ | FLAG_EXCLUDE_CALLCHAIN_USER
+    sample = PERF_SAMPLE_IP | PERF_SAMPLE_CALLCHAIN
+    packed = ATTR.pack(PERF_TYPE_SOFTWARE, ATTR.size, PERF_COUNT_SW_CPU_CLOCK, HERTZ, sample, 0, flags)
     attr = ctypes.create_string_buffer(packed, ATTR.size)
     libc = ctypes.CDLL(None, use_errno=True)
     fd = libc.syscall(SYSCALL[platform.machine()], attr, -1, processor, -1, 0)
@@ -55,15 +61,17 @@ def opened(processor: int) -> tuple[int, mmap.mmap]:
     return fd, mmap.mmap(fd, (1 + PAGES) * mmap.PAGESIZE)
 
 
-def addresses(samples: mmap.mmap) -> Iterator[int]:
-    """Instruction pointers, in order."""
+def chains(samples: mmap.mmap) -> Iterator[list[int]]:
+    """Of each sample where it was, and where that was called from, innermost first."""
     (head,) = struct.unpack_from("=Q", samples, DATA_HEAD)
     start = struct.unpack_from("=Q", samples, DATA_OFFSET)[0] or mmap.PAGESIZE
     at = 0
     while at < head:
         kind, _, size = RECORD.unpack_from(samples, start + at)
         if kind == PERF_RECORD_SAMPLE:
-            yield struct.unpack_from("=Q", samples, start + at + RECORD.size)[0]
+            here, count = struct.unpack_from("=QQ", samples, start + at + RECORD.size)
+            callers = struct.unpack_from(f"={count}Q", samples, start + at + RECORD.size + 16)
+            yield [here, *(caller for caller in callers if caller < PERF_CONTEXT_MAX)]
         at += size
 
 
@@ -87,14 +95,26 @@ def main() -> int:
         for fd, _ in clocks:
             fcntl.ioctl(fd, PERF_EVENT_IOC_DISABLE)
         starts, names = symbols()
-        found = Counter(
-            names[bisect_right(starts, address) - 1] if address >= KERNEL else "user"
-            for _, samples in clocks
-            for address in addresses(samples)
-        )
-    idle = sum(found.pop(name, 0) for name in IDLE)
-    json.dump({"idle": idle, "functions": found}, sys.stdout)
+        taken = Counter(tuple(chain) for _, samples in clocks for chain in chains(samples))
+
+        @cache
+        def name(address: int) -> str:
+            return names[bisect_right(starts, address) - 1] if address >= KERNEL else "user"
+
+        json.dump(counted((tuple(map(name, chain)), count) for chain, count in taken.items()), sys.stdout)
     return 0
+
+
+def counted(named: Iterable[tuple[Sequence[str], int]]) -> dict[str, object]:
+    """What is printed, of functions innermost first and how often they were seen so."""
+    idle, functions, inside = 0, Counter[str](), Counter[str]()
+    for chain, count in named:
+        if chain[0] in IDLE:
+            idle += count
+            continue
+        functions[chain[0]] += count
+        inside.update(dict.fromkeys(chain, count))
+    return {"idle": idle, "functions": functions, "inside": inside}
 
 
 if __name__ == "__main__":

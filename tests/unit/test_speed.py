@@ -33,6 +33,7 @@ from testbed.peers.speed import (
 )
 from testbed.peers.speed_end import Program
 from testbed.peers.speed_many import SAMPLED, WRITE
+from testbed.peers.speed_profile import counted
 from testbed.peers.speed_small import serve
 
 KEYS = FlowKeys.from_seed("aes-128-gcm", "speed test", rec_seq=5)
@@ -338,6 +339,21 @@ def test_a_profile_s_shares() -> None:
     assert found["functions"]["tcp_ack"] == 30
     with pytest.raises(BedError, match="idle"):
         shares({})
+
+
+def test_a_sample_is_inside_all_that_had_called_it() -> None:
+    found = counted(
+        [
+            (("default_idle", "do_idle"), 5),
+            (("user",), 1),
+            (("copy", "send", "copy", "entry"), 2),
+            (("irq", "default_idle", "do_idle"), 1),
+            (("send", "entry"), 3),
+        ]
+    )
+    assert found["idle"] == 5
+    assert found["functions"] == {"user": 1, "copy": 2, "irq": 1, "send": 3}
+    assert found["inside"] == {"user": 1, "copy": 2, "send": 5, "entry": 5, "irq": 1, "default_idle": 1, "do_idle": 1}
 
 
 def test_the_middle_of_profiles() -> None:
