@@ -153,5 +153,5 @@ def test_an_interrupted_run_ends_and_says_so(number: int) -> None:
         assert run.wait(20) == 2
         assert "interrupted" in said.splitlines()
         assert "Traceback" not in said
-        assert not any(map(runs, family))
+        wait_until(lambda: not any(map(runs, family)), "every process is gone")
     assert not any(path.exists() for path in used)
