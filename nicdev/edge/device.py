@@ -61,6 +61,7 @@ class Device:
         self._drains: list[Callable[[], None]] = [partial(self._drain, pair) for pair in self.pairs]
         self._settles: list[Callable[[], None]] = [partial(self._signal_late, pair) for pair in self.pairs]
         self._owing = [False] * queue_pairs  # a signal that waits
+        self._busy = [False] * queue_pairs  # the tx ring is drained again in the next round
         self._placed: list[Callable[[], None]] = [partial(self._publish_rx, pair) for pair in self.pairs]
         port.receiver, port.before_frames = self._from_port, self._look
 
@@ -139,7 +140,8 @@ class Device:
             elif owed and not self._owing[pair.index]:
                 self._owing[pair.index] = True
                 self._loop.call_at(self._loop.time() + PATIENCE, self._settles[pair.index])
-            if more or ring.want_kicks():
+            self._busy[pair.index] = more or ring.want_kicks()
+            if self._busy[pair.index]:
                 self._loop.soon(self._drains[pair.index])
         except Exception as error:  # noqa: BLE001 - the ring is the boundary, whatever it was
             self._ring_failed(2 * pair.index + 1, Counter.TX_RING_ERRORS, error)
@@ -147,9 +149,10 @@ class Device:
             self._flush_messages()
 
     def _look(self) -> None:
-        """Frames are about to come. A context that was posted for them without a kick must be there first."""
+        """Frames are about to come. A context that was posted for them without a kick must be there first; but where
+        there is more to send than goes at once, both have their turns."""
         for pair in self.pairs:
-            if pair.tx is not None and pair.tx.waiting:
+            if pair.tx is not None and pair.tx.waiting and not self._busy[pair.index]:
                 self._drain(pair)
 
     def _signal_sent(self, pair: QueuePair) -> None:

@@ -124,6 +124,7 @@ class FaultyPort(Port):
 
     def _on_time(self) -> None:
         if self._director is not None:
+            self.before_frames()
             self._emit(self._director.poll(self._loop.time()))
             self._loop.call_at(self._director.deadline(), self._on_time)
 

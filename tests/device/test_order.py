@@ -22,6 +22,7 @@ from nicdev.edge.port import PairPort, Port
 from nicdev.edge.port_faulty import FaultyPort
 from nicdev.edge.port_tap import TapPort
 from nicdev.nic import Packet
+from nicdev.queues import BURST
 from tests.device.test_device_hostile import BUFFERS, PLAIN, Guest, rounds
 from tests.support.ether import ETH
 from tests.support.nic_chains import (
@@ -185,6 +186,21 @@ class Datagrams(TapPort):
 
     def features_changed(self, accepted: int) -> None:
         pass
+
+
+def test_a_guest_that_sends_much_does_not_keep_the_wire_waiting(loop: Loop, guest: Guest, port: Recorder) -> None:
+    """What is sent in the device's next round anyway does not go before frames that are there."""
+    for number in range(COUNT):
+        post(guest, number, PLAIN + segment(b"clear"))
+    guest.queues[1].publish()
+    os.eventfd_write(guest.kicks[1], 1)
+    rounds(loop, 1)
+    sent = len(port.sent)
+    assert BURST <= sent < COUNT
+    port.before_frames()
+    assert len(port.sent) == sent
+    rounds(loop, 10)
+    assert len(port.sent) == COUNT
 
 
 @contextmanager

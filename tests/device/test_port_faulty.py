@@ -148,6 +148,17 @@ def test_what_is_held_leaves_in_time_without_traffic(loop: Loop, direction: str)
     assert cable.nic.stats[Counter.FAULT_DELAYED] == 1
 
 
+def test_what_the_guest_posts_while_a_frame_is_held_comes_before_it(loop: Loop) -> None:
+    cable = Cable(loop, '[[rule]]\naction = "delay"\ndirection = "rx"\nms = 20\n')
+    looks: list[tuple[float, int]] = []
+    cable.port.before_frames = lambda: looks.append((loop.time(), len(cable.device.frames)))
+    began = loop.time()
+    cable.back(b"late")
+    until(loop, lambda: bool(cable.device.frames))
+    assert looks[-1][0] - began >= 0.02
+    assert looks[-1][1] == 0
+
+
 @pytest.mark.parametrize("end", ["clear", "close", "another"])
 def test_what_is_held_leaves_at_the_end(loop: Loop, end: str) -> None:
     cable = Cable(loop, '[[rule]]\naction = "delay"\ndirection = "tx"\nms = 60000\ncount = "all"\n')
