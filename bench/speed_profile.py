@@ -35,7 +35,7 @@ STEPS: Final = (
     "tlsnic_start_xmit [tlsnic]",
     "tls_sw_recvmsg [tls]",
     "inet_release",
-    "tlsnic_tls_del [tlsnic]",
+    "tlsnic_ctx_remove [tlsnic]",
     "__sk_destruct",
     "process_one_work",
     "tlsnic_rx_poll [tlsnic]",

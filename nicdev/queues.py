@@ -59,8 +59,8 @@ class QueuePair:
                     break
                 head, readable, writable = element
                 try:
-                    single = len(readable) == 1 and len(readable[0]) <= MAX_CHAIN
-                    chain = bytearray(readable[0]) if single else gather(readable)
+                    single = len(readable) == 1 and len(first := readable[0]) <= MAX_CHAIN
+                    chain = bytearray(first) if single else gather(readable)
                     outcome = transmit(index, chain, not writable)
                     if isinstance(outcome, Packet):
                         stats[_TX_WIRE_PACKETS if send(outcome) else _TX_DROP_PORT] += 1

@@ -25,7 +25,7 @@ VIRTIO_NET_HDR_GSO_UDP_L4: Final = 5
 VIRTIO_NET_HDR_GSO_ECN: Final = 0x80  # beside a TCP type
 
 VNET_HDR: Final = Struct("<BBHHHHH")  # little-endian, field for field as below
-_unpack, _SIZE = VNET_HDR.unpack_from, VNET_HDR.size
+_unpack, _HEADER = VNET_HDR.unpack_from, slice(VNET_HDR.size)
 _GSO_OFFERED: Final = (VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6)  # HOST_TSO4, HOST_TSO6
 
 
@@ -72,7 +72,7 @@ def split(chain: memoryview, frame_at: int) -> tuple[memoryview, memoryview]:
         raise FrameError(Counter.TX_DROP_BAD_HEADER, f"{where} in a frame of {size} bytes")
     if gso_type:
         _check_gso(gso_type, gso_size, needs_csum)
-    return chain[:_SIZE], chain[frame_at:]
+    return chain[_HEADER], chain[frame_at:]
 
 
 def _check_gso(gso_type: int, gso_size: int, needs_csum: int) -> None:
