@@ -189,7 +189,7 @@ int tlsnic_resync_answer(struct tlsnic_ctx *ctx, struct sock *sk, u32 seq,
 			 u64 rcd_sn)
 {
 	struct tlsnic_rx_resync body = { .rcd_sn = cpu_to_le64(rcd_sn) };
-	/* may not sleep for ctx_mutex: one that is lost, the stack repeats */
+	/* may not sleep for ctx_mutex; see there */
 	struct tlsnic_txq *q = tlsnic_ctx_queue(ctx);
 	struct tlsnic_cmd *cmd;
 
